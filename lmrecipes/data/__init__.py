@@ -1,0 +1,1 @@
+"""Sources -> encoded examples -> mixture schedule -> step layout -> batches."""

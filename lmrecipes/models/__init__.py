@@ -1,0 +1,1 @@
+"""One trunk and one head for each task."""

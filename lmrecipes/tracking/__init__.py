@@ -1,0 +1,1 @@
+"""What happened: metrics, trackers and the report."""
