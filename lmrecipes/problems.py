@@ -44,6 +44,9 @@ class InputError(Exception):
         self.problems: list[Problem] = [problems] if isinstance(problems, Problem) else list(problems)
         super().__init__("\n".join(map(str, self.problems)))
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[list[Problem]]]:
+        return InputError, (self.problems,)
+
 
 class RunFailed(Exception):
     """The run itself failed (exit code 3): the message names the cause and what was kept."""

@@ -89,7 +89,7 @@ class Task(Config):
     learning_rate_factor: Positive = 10.0
     """The head learns at `optimizer.lr` times this: it starts from nothing, the trunk does not."""
     labels: tuple[str, ...] | None = None
-    """Names of the classes in order. None: the sorted labels of the training split."""
+    """Names of the classes in order. None: the sorted labels of all rows."""
     metrics: tuple[str, ...] | None = None
     """Metrics to report; the first is the headline. None: the defaults of the kind."""
     max_length: Count | None = None
@@ -119,8 +119,8 @@ class Model(Config):
     """An asset (`lmrecipes assets`), a hub name, or a folder that `transformers` loads."""
     initialization: Literal["pretrained", "scratch"] = "pretrained"
     """scratch: the same architecture with random weights."""
-    pooling: Literal["mean", "first"] = "mean"
-    """How the trunk's [tokens, hidden] output becomes one vector for the heads."""
+    pooling: Literal["mean", "first", "last"] = "mean"
+    """How the trunk's [tokens, hidden] output becomes one vector for the heads (last: for causal trunks)."""
     max_length: Annotated[int, Field(ge=4)] = 128
     """Longest text in tokens; longer ones are truncated."""
     dropout: Fraction | None = 0.0
@@ -145,6 +145,8 @@ class Batch(Config):
     """Examples per optimizer step."""
     micro_examples: Count = 32
     """Most examples that one device computes at once; accumulation follows from it."""
+    length_buckets: Count = 4
+    """Rectangles of texts of similar length that a micro-batch is computed in: more of them, less padding."""
 
 
 class Optimizer(Config):
@@ -248,7 +250,7 @@ class Recipe(Config):
     tracking: Tracking = Tracking()
     """Where metrics go."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Decides the order of the data, the splits and the initial heads."""
+    """Decides the order of the data and random initial weights. Splits do not depend on it."""
 
     @model_validator(mode="after")
     def _usable(self) -> Self:

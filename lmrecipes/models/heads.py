@@ -1,0 +1,102 @@
+"""Heads and their losses: what each kind of task adds to the trunk.
+
+Every head starts as the best constant predictor of its training data (zero weights, bias at the prior), so that with
+`loss_normalization: constant_predictor` every task's loss starts at exactly 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lmrecipes.recipe import TaskKind
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """All that a head needs besides its weights; saved with an exported model.
+
+    prior: bias at the start, [outputs]. constant_loss: loss of that constant prediction on the training data, in the
+    task's own units (nats; for regression the variance). A regression head predicts (target - mean) / std.
+    """
+
+    kind: TaskKind
+    labels: tuple[str, ...]
+    prior: tuple[float, ...]
+    constant_loss: float
+    mean: float = 0.0
+    std: float = 1.0
+
+    @property
+    def outputs(self) -> int:
+        """Width of the head."""
+        return len(self.prior)
+
+    def elements(self, examples: int) -> int:
+        """Supervised elements in so many examples: the denominator of the task's loss."""
+        return examples * (self.outputs if self.kind == "multi_label" else 1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> HeadSpec:
+        """Inverse of `as_dict`."""
+        return cls(**{**saved, "labels": tuple(saved["labels"]), "prior": tuple(saved["prior"])})
+
+
+def head_spec(kind: TaskKind, labels: tuple[str, ...], targets: NDArray[Any]) -> HeadSpec:
+    """The head of a task from its training targets (float [n], int [n] or 0/1 [n, labels]).
+
+    Priors have one pseudo-count per class, so that a class without training rows keeps a finite bias.
+    """
+    n = len(targets)
+    if kind == "regression":
+        values = targets.astype(np.float64)
+        std = float(values.std())
+        return HeadSpec(kind, labels, (0.0,), std**2 or 1.0, float(values.mean()), std or 1.0)
+    if kind == "classification":
+        counts = np.bincount(targets, minlength=len(labels)).astype(np.float64)
+        prior = (counts + 1) / (n + len(labels))
+        return HeadSpec(kind, labels, tuple(np.log(prior).tolist()), float(-(counts / n) @ np.log(prior)) or 1.0)
+    positives = targets.sum(axis=0, dtype=np.float64)
+    share = (positives + 1) / (n + 2)
+    loss = -(positives / n * np.log(share) + (1 - positives / n) * np.log1p(-share))
+    return HeadSpec(kind, labels, tuple((np.log(share) - np.log1p(-share)).tolist()), float(loss.mean()))
+
+
+class Head(nn.Module):
+    """A linear head on the pooled [rows, hidden] output."""
+
+    def __init__(self, hidden: int, spec: HeadSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.linear = nn.Linear(hidden, spec.outputs)
+        with torch.no_grad():
+            self.linear.weight.zero_()
+            self.linear.bias.copy_(torch.tensor(spec.prior))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """[rows, hidden] -> [rows, outputs] in fp32."""
+        out: Tensor = self.linear(pooled)
+        return out.float()
+
+    def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Sum of the loss over all supervised elements, in the task's own units, fp32 []."""
+        if self.spec.kind == "regression":
+            errors = outputs[:, 0] - (targets - self.spec.mean) / self.spec.std
+            return errors.square().sum() * self.spec.std**2
+        if self.spec.kind == "classification":
+            return F.cross_entropy(outputs, targets.long(), reduction="sum")
+        return F.binary_cross_entropy_with_logits(outputs, targets.float(), reduction="sum")
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """regression: [rows] in the target's units; else logits [rows, outputs]."""
+        return outputs[:, 0] * self.spec.std + self.spec.mean if self.spec.kind == "regression" else outputs

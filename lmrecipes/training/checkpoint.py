@@ -1,0 +1,117 @@
+"""Checkpoints: complete or absent, and found by looking.
+
+Every rank writes into `step-N.tmp`; after a barrier rank 0 writes the manifest (sizes, SHA-256, what the state fits to),
+syncs and renames. The newest folder whose manifest verifies is the one to resume from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lmrecipes.files import write_json
+from lmrecipes.problems import InputError, Problem
+from lmrecipes.training.engine import Engine
+
+
+@dataclass
+class RunState:
+    """All that a run remembers besides weights and optimizer: the one place for it.
+
+    step: optimizer steps done, which is also the cursor of the data. examples, tokens: seen so far by task.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    skipped_steps: int = 0
+    examples: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    trackers: dict[str, Any] = field(default_factory=dict)
+
+
+def fits_to(engine: Engine) -> dict[str, Any]:
+    """What the engine's state depends on: a checkpoint resumes only where these are the same."""
+    zero = engine.zero_stage
+    return {
+        "zero_stage": zero,
+        "precision": engine.recipe.precision.compute,
+        "world_size": engine.world_size if zero is not None else "any",
+    }
+
+
+def save_checkpoint(engine: Engine, folder: Path, state: RunState, keep: int) -> Path:
+    """Write `folder/step-N`; prune older ones after it stands. Every rank takes part."""
+    final = folder / f"step-{state.step:08d}"
+    partial = folder / f"{final.name}.tmp"
+    if engine.is_main:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    engine.barrier()
+    engine.save(partial)
+    engine.barrier()
+    if engine.is_main:
+        write_json(partial / "state.json", asdict(state))
+        files = {str(p.relative_to(partial)): _describe(p) for p in sorted(partial.rglob("*")) if p.is_file()}
+        write_json(partial / "manifest.json", {"step": state.step, "fits_to": fits_to(engine), "files": files})
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync(folder)
+        for old in _folders(folder)[keep:]:
+            shutil.rmtree(old)
+    engine.barrier()
+    return final
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint whose files match its manifest, or None."""
+    return next((found for found in _folders(folder) if _verifies(found)), None)
+
+
+def load_checkpoint(engine: Engine, checkpoint: Path) -> RunState:
+    """Load into the engine. Raises InputError where the launch differs from the one that saved it."""
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    now = fits_to(engine)
+    differing = {key: (saved, now[key]) for key, saved in manifest["fits_to"].items() if saved != now[key]}
+    if differing:
+        raise InputError(
+            Problem(
+                f"{checkpoint}",
+                "; ".join(f"saved with {key} {saved}, resumed with {here}" for key, (saved, here) in differing.items()),
+                "resume with the launch that started the run",
+                "resume-mismatch",
+            )
+        )
+    engine.load(checkpoint)
+    return RunState(**json.loads((checkpoint / "state.json").read_text()))
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Complete checkpoints, newest first."""
+    return sorted((p for p in folder.glob("step-*") if p.suffix != ".tmp"), reverse=True)
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    _sync(path)
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _verifies(checkpoint: Path) -> bool:
+    try:
+        files = json.loads((checkpoint / "manifest.json").read_text())["files"]
+        return all(_describe(checkpoint / name) == expected for name, expected in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,339 @@
+"""The engine: the one file that knows Accelerate and DeepSpeed.
+
+It promises the loop one meaning of a step whatever runs below (one process, DDP, ZeRO 0-3): gradients are *summed* over
+micro-batches and ranks. DDP and DeepSpeed average over ranks, so the local loss is multiplied by the world size first;
+DeepSpeed's division by the accumulation is switched off.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmrecipes.planning.batch import BatchPlan, plan_batch
+from lmrecipes.problems import InputError, Problem
+from lmrecipes.recipe import Optimizer, Recipe
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others before it gives up."""
+
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """grad_norm: global L2 norm before clipping; applied: False where non-finite gradients made the step be skipped."""
+
+    grad_norm: float
+    applied: bool
+    loss_scale: float | None
+
+
+class Engine:
+    """Processes, devices, the wrapped model and its optimizer."""
+
+    def __init__(self, recipe: Recipe, deepspeed: dict[str, Any] | None) -> None:
+        """Join the process group. `deepspeed`: a complete DeepSpeed configuration, or None for plain torch or DDP."""
+        prepare_environment()
+        self.recipe = recipe
+        self.deepspeed = deepspeed
+        if deepspeed is not None:
+            self.deepspeed = deepspeed = _for_this_world(deepspeed, recipe)
+            _single_process_defaults()
+        self.accelerator = _accelerator(recipe, deepspeed)
+        self.model: Any = None
+        self.optimizer: Any = None
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() != self.world_size:
+            raise RuntimeError(
+                f"Accelerate believes in {self.world_size} process(es), torch.distributed in "
+                f"{torch.distributed.get_world_size()}"
+            )
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return int(self.accelerator.num_processes)
+
+    @property
+    def rank(self) -> int:
+        """This process's number."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0: the one that prints and writes."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return torch.device(self.accelerator.device)
+
+    @property
+    def zero_stage(self) -> int | None:
+        """ZeRO stage, None without DeepSpeed."""
+        return int(self.deepspeed["zero_optimization"]["stage"]) if self.deepspeed is not None else None
+
+    @property
+    def plan(self) -> BatchPlan:
+        """The global batch on this world."""
+        return plan_batch(self.recipe.batch.examples, self.recipe.batch.micro_examples, self.world_size)
+
+    @property
+    def module(self) -> Any:
+        """The model without its wrappers."""
+        return self.model.module if hasattr(self.model, "module") else self.model
+
+    def prepare(self, model: nn.Module) -> None:
+        """Wrap the model (a `MultiTaskModel` in fp32) and make its optimizer."""
+        offload = bool(self.deepspeed and self.deepspeed["zero_optimization"].get("offload_optimizer"))
+        groups = parameter_groups(model, self.recipe)
+        optimizer = make_optimizer(groups, self.recipe.optimizer, self.device, offload)
+        if self.deepspeed is None:
+            model.to(self.device)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.factors = [group["factor"] for group in groups]
+
+    def micro_step(self, batch: Any, last: bool) -> Tensor:
+        """Forward and backward of one micro-batch; `last` of the step on this rank. Returns the tasks' loss sums."""
+        batch = batch.to(self.device)
+        if self.deepspeed is not None:
+            self.model.set_gradient_accumulation_boundary(is_boundary=last)
+            loss, sums = self.model(batch)
+            self.model.backward(loss * self.world_size, scale_wrt_gas=False)
+        else:
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss, sums = self.model(batch)
+                self.accelerator.backward(loss * self.world_size)
+        return sums  # type: ignore[no-any-return]
+
+    def apply(self, lr: float) -> StepResult:
+        """Clip, update and clear the gradients. `lr`: the trunk's learning rate."""
+        for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
+            group["lr"] = lr * factor
+        limit = self.recipe.optimizer.gradient_clipping
+        if self.deepspeed is None:
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            scaler = self.accelerator.scaler
+            scale = float(scaler.get_scale()) if scaler is not None else None
+            return StepResult(float(norm), not self.accelerator.optimizer_step_was_skipped, scale)
+        norm = None
+        if self.zero_stage == 0 and not self._holds_half():
+            norm = nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+        self.model.step()
+        norm = self.model.get_global_grad_norm() if norm is None else norm
+        scale = float(self.model.loss_scale()) if self.model.fp16_enabled() else None
+        return StepResult(float(norm), self.model.was_step_applied(), scale)
+
+    def predict(self, buckets: list[Any]) -> dict[str, Tensor]:
+        """Predictions of every head on every row of the buckets. Every rank must call it equally often."""
+        self.model.eval()
+        with torch.no_grad():
+            out: dict[str, Tensor] = self.model([bucket.to(self.device) for bucket in buckets])
+        self.model.train()
+        return out
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """Element-wise sum over ranks, on every rank."""
+        if self.world_size > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's picklable object, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        out: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(out, value)
+        return out
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's picklable object, on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            torch.distributed.barrier()
+
+    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter and persistent buffer whole, from the fp32 master weights, on the CPU.
+
+        Gathers one at a time: every rank must iterate to the end.
+        """
+        from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        names = set()
+        for name, parameter in self.module.named_parameters():
+            names.add(name)
+            full = safe_get_full_fp32_param(parameter) if self.deepspeed is not None and self.zero_stage else None
+            if full is None:
+                with GatheredParameters([parameter]) if self.zero_stage == 3 else nullcontext():
+                    full = parameter.detach().clone()
+            yield name, full.detach().float().cpu()
+        for name, tensor in self.module.state_dict().items():
+            if name not in names:
+                yield name, tensor.detach().cpu()
+
+    def save(self, folder: Path) -> None:
+        """Write model and optimizer state into `folder`; every rank takes part."""
+        if self.deepspeed is not None:
+            self.model.save_checkpoint(str(folder), tag="engine", save_latest=False)
+        elif self.is_main:
+            scaler = self.accelerator.scaler
+            state = {
+                "model": self.module.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+            }
+            torch.save(state, folder / "engine.pt")
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        if self.deepspeed is not None:
+            self.model.load_checkpoint(str(folder), tag="engine")
+            return
+        state = torch.load(folder / "engine.pt", map_location=self.device, weights_only=True)
+        self.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def _holds_half(self) -> bool:
+        return bool(self.model.fp16_enabled() or self.model.bfloat16_enabled())
+
+
+def prepare_environment() -> None:
+    """Settings that must stand before DeepSpeed is imported: its accelerator, and where it builds operators."""
+    extensions = Path(sys.prefix) / "torch_extensions"
+    if extensions.is_dir():
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(extensions))
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    binaries = str(Path(sys.executable).parent)
+    if binaries not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = binaries + os.pathsep + os.environ.get("PATH", "")
+
+
+def _single_process_defaults() -> None:
+    """DeepSpeed wants a process group even for one process started by plain `python`."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(alone)
+
+
+def _for_this_world(deepspeed: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """The configuration with micro-batch and accumulation derived for the processes that really run."""
+    plan = plan_batch(recipe.batch.examples, recipe.batch.micro_examples, int(os.environ.get("WORLD_SIZE", "1")))
+    derived = {
+        "train_micro_batch_size_per_gpu": plan.micro_examples,
+        "gradient_accumulation_steps": plan.accumulation,
+    }
+    return {**{k: v for k, v in deepspeed.items() if k != "train_batch_size"}, **derived}
+
+
+def _accelerator(recipe: Recipe, deepspeed: dict[str, Any] | None) -> Any:
+    from accelerate import Accelerator
+    from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+
+    cuda = torch.cuda.is_available()
+    half = recipe.precision.compute
+    refuse_precision(half, cuda, deepspeed is not None)
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    process_group = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=TIMEOUT)
+    if deepspeed is None:
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+        return Accelerator(
+            mixed_precision="no" if half == "fp32" else half,
+            cpu=not cuda,
+            kwargs_handlers=[process_group],
+            step_scheduler_with_optimizer=False,
+        )
+    section = next((h for h in _HALF if deepspeed.get(h, {}).get("enabled")), "no")
+    plugin = DeepSpeedPlugin(hf_ds_config=deepspeed, zero3_init_flag=False)
+    return Accelerator(
+        mixed_precision=section,
+        gradient_accumulation_steps=deepspeed["gradient_accumulation_steps"],
+        deepspeed_plugin=plugin,
+        kwargs_handlers=[process_group],
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def refuse_precision(half: str, cuda: bool, deepspeed: bool) -> None:
+    """Raise InputError where the hardware has no such arithmetic."""
+    where, engine = "precision.compute", "DeepSpeed" if deepspeed else "Accelerate"
+    if half == "fp16" and not cuda:
+        silent = "DeepSpeed's CPU accelerator has no fp16" if deepspeed else "Accelerate would silently train in fp32"
+        raise InputError(
+            Problem(
+                where,
+                f"fp16 under {engine} needs a CUDA device and none is here ({silent})",
+                "use bf16 or fp32",
+                "precision-hw",
+            )
+        )
+    if half == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+        raise InputError(
+            Problem(
+                where,
+                f"bf16 needs compute capability 8.0, {name} has {capability[0]}.{capability[1]}",
+                "use fp16 or fp32",
+                "precision-hw",
+            )
+        )
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Optimizer groups: the trunk and each head, matrices with weight decay, vectors without.
+
+    `factor`: learning rate of the group over the trunk's.
+    """
+    kinds: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        task = recipe.tasks.get(name.split(".")[1]) if name.startswith("heads.") else None
+        factor = task.learning_rate_factor if task is not None else 1.0
+        decay = recipe.optimizer.weight_decay if parameter.ndim > 1 else 0.0
+        kinds.setdefault((factor, decay), []).append(parameter)
+    return [{"params": ps, "weight_decay": decay, "factor": factor} for (factor, decay), ps in kinds.items()]
+
+
+def make_optimizer(
+    groups: list[dict[str, Any]], optimizer: Optimizer, device: torch.device, offload: bool
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer. With CPU offload, DeepSpeed's own CPU Adam (the same update rule)."""
+    if offload:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, adamw_mode=True)
+    if optimizer.name == "sgd":
+        return torch.optim.SGD(groups, lr=optimizer.lr, momentum=optimizer.betas[0])
+    fused = device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=fused)

@@ -1,0 +1,36 @@
+"""Arithmetic of a training step, and the arithmetic that the device can really do."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import nn
+
+from lmrecipes.models.multitask import MultiTaskModel
+
+
+def training_flops_per_token(model: MultiTaskModel) -> float:
+    """6 x the trunk's parameters outside embedding tables: 2 forward, 4 backward per weight (arXiv 2001.08361, 2.1)."""
+    tables = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding))
+    return 6.0 * (sum(p.numel() for p in model.trunk.parameters()) - tables)
+
+
+def measured_peak(device: torch.device, compute: str) -> float:
+    """FLOP/s of a large square matrix product in the compute dtype on this rank, the best of three.
+
+    The denominator of `model_flops_utilization`: what the device delivers here, not what its data sheet says.
+    """
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[compute]
+    size = 8192 if device.type == "cuda" else 768
+    a, b = torch.ones(size, size, dtype=dtype, device=device), torch.ones(size, size, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(4):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2.0 * size**3 / best

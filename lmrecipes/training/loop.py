@@ -1,0 +1,324 @@
+"""The training loop: the one loop that all recipes share."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import resource
+import shlex
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from lmrecipes.data.batches import Batcher, Step, TrainingStream
+from lmrecipes.data.encode import EncodedTask, encode_tasks
+from lmrecipes.data.mixture import Mixture, example_weights
+from lmrecipes.files import write_json
+from lmrecipes.models.heads import HeadSpec, head_spec
+from lmrecipes.models.multitask import MultiTaskModel
+from lmrecipes.models.trunk import load_trunk
+from lmrecipes.problems import InputError, Problem, RunFailed
+from lmrecipes.recipe import Recipe
+from lmrecipes.run_folder import RunFolder, latest_run, new_run, open_run, write_environment, write_recipe
+from lmrecipes.tracking.progress import TrainingBar, evaluation_bar
+from lmrecipes.tracking.record import MetricsFile
+from lmrecipes.tracking.trackers import Trackers
+from lmrecipes.training.checkpoint import RunState, find_checkpoint, load_checkpoint, save_checkpoint
+from lmrecipes.training.engine import Engine
+from lmrecipes.training.evaluation import evaluate_tasks
+from lmrecipes.training.export import export_model
+from lmrecipes.training.flops import measured_peak, training_flops_per_token
+from lmrecipes.training.schedule import learning_rate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run starts. run: its folder (None: a new one; with resume: the newest unfinished one of the recipe)."""
+
+    deepspeed: dict[str, Any] | None = None
+    run: Path | None = None
+    resume: bool = False
+    until: int | None = None
+    """Stop with a checkpoint after this many steps, as if interrupted."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; it was saved. `number` is the signal's."""
+
+    def __init__(self, number: int, checkpoint: Path) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}; saved {checkpoint}")
+        self.number = number
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a step went, the same on every rank. signal: number of a signal that asked the run to stop, or 0."""
+
+    applied: bool
+    finite: bool
+    signal: int
+
+
+class Training:
+    """A run from its start to its exported model. `tasks`, `specs` and `mixture` are the same on every rank."""
+
+    def __init__(self, recipe: Recipe, start: Start) -> None:
+        self.recipe = recipe
+        self.tasks = encode_tasks(recipe)
+        self.engine = Engine(recipe, start.deepspeed)
+        self.run = self.engine.broadcast(_folder(recipe, start) if self.engine.is_main else None)
+        if isinstance(self.run, InputError):
+            raise self.run
+        self.specs = head_specs(self.tasks)
+        self.mixture = build_mixture(recipe, self.tasks)
+        self.target = dict(zip(self.mixture.tasks, self.mixture.shares, strict=True))
+        self.scales = loss_scales(recipe, self.specs)
+        batcher = Batcher({name: task.train for name, task in self.tasks.items()}, self.specs, self.scales)
+        self.stream = TrainingStream(batcher, self.mixture, self.engine.plan, recipe.batch.length_buckets, self.engine.rank)
+        model = MultiTaskModel(load_trunk(recipe.model, recipe.seed), self.specs)
+        self.flops_per_token = training_flops_per_token(model)
+        self.engine.prepare(model)
+        self.state = RunState(examples=dict.fromkeys(self.tasks, 0), tokens=dict.fromkeys(self.tasks, 0))
+        if start.resume:
+            self._resume()
+        self.peak = measured_peak(self.engine.device, recipe.precision.compute) * self.engine.world_size
+        self.until = min(start.until or recipe.schedule.steps, recipe.schedule.steps)
+        self.signal = 0
+        self.trackers: Trackers | None = None
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the end, export, evaluate on the test split. Returns the content of evaluation.json."""
+        self._listen()
+        engine, recipe = self.engine, self.recipe
+        if engine.is_main:
+            write_recipe(self.run, recipe)
+            write_environment(self.run, self._facts())
+        record = MetricsFile(self.run.metrics, self.state.step or None) if engine.is_main else None
+        self.trackers = trackers = self._trackers() if engine.is_main else None
+        try:
+            with TrainingBar(recipe.schedule.steps, self.state.step, list(self.tasks), show=engine.is_main) as bar:
+                self._steps(record, trackers, bar)
+            if self.until < recipe.schedule.steps:
+                self._save()
+                return {}
+            return self._finish(record, trackers)
+        finally:
+            if trackers is not None:
+                trackers.finish()
+            if record is not None:
+                record.close()
+
+    def _steps(self, record: MetricsFile | None, trackers: Trackers | None, bar: TrainingBar) -> None:
+        recipe, last = self.recipe, self.recipe.schedule.steps
+        steps = self.stream.steps(self.state.step, self.until)
+        while self.state.step < self.until:
+            began = time.perf_counter()
+            step = next(steps)
+            waited = time.perf_counter() - began
+            metrics, outcome = self.one_step(step)
+            seconds = time.perf_counter() - began
+            self.state.seconds += seconds
+            metrics |= self._costs(step, seconds, waited)
+            number = self.state.step
+            self._judge(outcome, metrics["loss"])
+            due = bool(recipe.evaluation.every) and number % recipe.evaluation.every == 0 and number < last
+            if due:
+                metrics |= evaluation_metrics(self.evaluate("validation"))
+            if record is not None and (number % recipe.tracking.log_every == 0 or due or number == self.until):
+                record.write(number, metrics)
+                if trackers is not None:
+                    trackers.log(metrics, number)
+            bar.move(number, metrics)
+            if outcome.signal:
+                raise Interrupted(outcome.signal, self._save())
+            if recipe.checkpoint.every and number % recipe.checkpoint.every == 0 and number < last:
+                self._save()
+
+    def _judge(self, outcome: Outcome, loss: float) -> None:
+        """Count a step that the loss scaler skipped; stop at a loss that is not finite."""
+        if not outcome.finite and (outcome.applied or self.recipe.precision.compute != "fp16"):
+            raise RunFailed(f"step {self.state.step}: the loss is {loss}; the last checkpoint is untouched")
+        if not outcome.applied:
+            self.state.skipped_steps += 1
+            log.warning("step %d was skipped: its gradients were not finite", self.state.step)
+
+    def one_step(self, step: Step) -> tuple[dict[str, float], Outcome]:
+        """One optimizer step, summed over ranks. `loss/<task>` is absent where the step held no example of the task."""
+        sums = torch.zeros(len(self.tasks) + 1, dtype=torch.float64, device=self.engine.device)
+        for i, micro in enumerate(step.micro_batches):
+            sums[:-1] += self.engine.micro_step(micro, last=i == len(step.micro_batches) - 1)
+        sums[-1] = self.signal
+        rate = learning_rate(self.recipe.schedule, self.recipe.optimizer.lr, self.state.step)
+        result = self.engine.apply(rate)
+        totals = self.engine.sum_over_ranks(sums).tolist()
+        self.state.step += 1
+        metrics = {"loss": 0.0}
+        for name, total in zip(self.tasks, totals, strict=False):
+            self.state.examples[name] += step.examples[name]
+            self.state.tokens[name] += step.tokens[name]
+            if step.elements[name]:
+                metrics[f"loss/{name}"] = total / step.elements[name]
+                metrics["loss"] += self.scales[name] * metrics[f"loss/{name}"]
+        metrics |= {"lr": rate, "grad_norm": result.grad_norm}
+        if result.loss_scale is not None:
+            metrics["loss_scale"] = result.loss_scale
+        asked = max(self.engine.gather(self.signal)) if totals[-1] else 0
+        return metrics, Outcome(result.applied, all(map(math.isfinite, totals)), asked)
+
+    def evaluate(self, split: str, moved: Any = None) -> dict[str, dict[str, Any]]:
+        """Metrics of every task on a split, with the live model; the same on every rank."""
+        evaluation = self.recipe.evaluation
+        return evaluate_tasks(
+            self.tasks, self.specs, split, evaluation.examples, evaluation.micro_examples, self.engine.predict,
+            self.engine.rank, self.engine.world_size, self.engine.gather, moved or (lambda done, total: None),
+        )  # fmt: skip
+
+    def _finish(self, record: MetricsFile | None, trackers: Trackers | None) -> dict[str, Any]:
+        export_model(self.engine, self.recipe, self.specs, self.run.model)
+        with evaluation_bar(show=self.engine.is_main) as moved:
+            scores = self.evaluate("test", moved)
+        final = {
+            "run": self.run.path.name,
+            "step": self.state.step,
+            "split": "test",
+            "seconds_of_training": round(self.state.seconds, 3),
+            "tasks": scores,
+        }
+        if self.engine.is_main:
+            write_json(self.run.evaluation, final)
+            if trackers is not None:
+                trackers.summary(evaluation_metrics(scores))
+        self.engine.barrier()
+        return final
+
+    def _costs(self, step: Step, seconds: float, waited: float) -> dict[str, float]:
+        tokens, seen = sum(step.tokens.values()), sum(self.state.examples.values())
+        on_device = torch.cuda.max_memory_allocated() if self.engine.device.type == "cuda" else 0
+        peak = on_device or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        costs = {
+            "tokens_per_second": tokens / seconds,
+            "model_flops_utilization": tokens * self.flops_per_token / seconds / self.peak,
+            "memory/peak_gb": peak / 1e9,
+            "time/step": seconds,
+            "time/data": waited,
+        }
+        for name in self.tasks:
+            costs[f"examples/{name}"] = self.state.examples[name]
+            costs[f"tokens/{name}"] = self.state.tokens[name]
+            costs[f"share/{name}"] = self.state.examples[name] / seen
+            costs[f"target_share/{name}"] = self.target[name]
+        return costs
+
+    def _trackers(self) -> Trackers:
+        trackers = Trackers.start(
+            self.recipe.tracking, self.run.path, self.recipe.model_dump(mode="json"), self.run.path.name,
+            self.state.trackers or None,
+        )  # fmt: skip
+        return trackers
+
+    def _facts(self) -> dict[str, Any]:
+        cuda = self.engine.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name() if cuda else "cpu",
+            "world_size": self.engine.world_size,
+            "zero": self.engine.zero_stage,
+            "precision": self.recipe.precision.compute,
+            "batch": str(self.engine.plan),
+            "command": os.environ.get("LMRECIPES_COMMAND") or shlex.join(sys.orig_argv),
+            "launcher": launcher(),
+            "threads": torch.get_num_threads(),
+        }
+
+    def _save(self) -> Path:
+        if self.trackers is not None:
+            self.state.trackers = self.trackers.state()
+        return save_checkpoint(self.engine, self.run.checkpoints, self.state, self.recipe.checkpoint.keep)
+
+    def _resume(self) -> None:
+        found = self.engine.broadcast(find_checkpoint(self.run.checkpoints) if self.engine.is_main else None)
+        if found is None:
+            raise InputError(
+                Problem(
+                    str(self.run.checkpoints),
+                    "no complete checkpoint to resume from",
+                    "start without --resume, or name another run with --run",
+                    "resume-nothing",
+                )
+            )
+        self.state = load_checkpoint(self.engine, found)
+
+    def _listen(self) -> None:
+        def asked(number: int, frame: FrameType | None) -> None:
+            self.signal = number
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, asked)
+
+
+def _folder(recipe: Recipe, start: Start) -> RunFolder | InputError:
+    """The run's folder on rank 0; an error is handed to all ranks rather than raised on one."""
+    try:
+        if not start.resume:
+            if start.run is None:
+                return new_run(recipe.name)
+            start.run.mkdir(parents=True, exist_ok=True)
+            return RunFolder(start.run)
+        if start.run is not None:
+            return open_run(start.run)
+        found = latest_run(recipe.name)
+        if found is None:
+            problem = Problem(
+                "--resume", f"no unfinished run of {recipe.name!r} under runs/", "name one with --run", "resume-nothing"
+            )
+            return InputError(problem)
+        return found
+    except InputError as error:
+        return error
+
+
+def evaluation_metrics(scores: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Scores under their contract names `eval/<task>/<metric>`."""
+    return {
+        f"eval/{name}/{metric}": value
+        for name, score in scores.items()
+        for metric, value in {"loss": score["loss"], **score["metrics"]}.items()
+    }
+
+
+def head_specs(tasks: dict[str, EncodedTask]) -> dict[str, HeadSpec]:
+    """The head of each task, from its training targets."""
+    return {name: head_spec(task.task.kind, task.labels, task.train.targets) for name, task in tasks.items()}
+
+
+def loss_scales(recipe: Recipe, specs: dict[str, HeadSpec]) -> dict[str, float]:
+    """Factor of each task's mean loss in the total."""
+    normalize = recipe.loss_normalization == "constant_predictor"
+    return {
+        name: recipe.tasks[name].loss_factor / (spec.constant_loss if normalize else 1.0) for name, spec in specs.items()
+    }
+
+
+def build_mixture(recipe: Recipe, tasks: dict[str, EncodedTask]) -> Mixture:
+    """The stream of the recipe over its encoded tasks."""
+    rows = {name: len(task.train) for name, task in tasks.items()}
+    weights = {name: task.weight for name, task in recipe.tasks.items()}
+    shares = example_weights(weights, rows, recipe.mixture.temperature)
+    return Mixture(tuple(tasks), tuple(rows.values()), tuple(shares.values()), recipe.seed)
+
+
+def launcher() -> str:
+    """Which launcher started this process."""
+    if "ACCELERATE_USE_DEEPSPEED" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ:
+        return "accelerate"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "torchrun"
+    return "deepspeed" if "CROSS_RANK" in os.environ or "LOCAL_SIZE" in os.environ else "python"
