@@ -53,9 +53,9 @@ def _extract_from(
             if not matching:
                 raise BadArchiveError(f"{label} has no member {source!r}")
             for found in matching:
-                relative = name + PurePosixPath(found).name if name.endswith("/") else name
+                relative = name + found.rpartition("/")[2] if name.endswith("/") else name
                 file = target / relative
-                if not file.resolve().is_relative_to(target.resolve()) or "\\" in relative:
+                if relative.startswith("/") or ".." in PurePosixPath(relative).parts or set("\\:") & set(relative):
                     raise BadArchiveError(f"{label}: member {found!r} would be written outside of its folder")
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(read(found))

@@ -107,8 +107,10 @@ def fetch(names: Sequence[str] = QUICKSTART, progress: Progress | None = None) -
     try:
         root.mkdir(parents=True, exist_ok=True)
         for asset in assets:
+            if _complete(root / asset.folder, asset):  # without the lock: a shared cache may be read-only
+                continue
             with FileLock(root / f"{asset.folder}.lock"):
-                if not _complete(root / asset.folder, asset):
+                if not _complete(root / asset.folder, asset):  # another process may have fetched it meanwhile
                     _fetch_one(asset, root, progress)
     except OSError as error:
         fix = "free the space or the permission it names, or set LMRECIPES_CACHE to another folder"

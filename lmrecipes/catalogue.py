@@ -65,7 +65,7 @@ ASSETS: tuple[Asset, ...] = (
         licence="MIT",
         notice="Cite C.J. Hutto and E. Gilbert, VADER: A Parsimonious Rule-based Model for Sentiment Analysis of "
         "Social Media Text, ICWSM 2014.",
-        title="23,703 tweets and review and editorial sentences, each rated by 20 people",
+        title="23,703 sentences of tweets, reviews and editorials with their mean valence",
         size_mb=2.5,
     ),
     Asset(

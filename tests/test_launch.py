@@ -299,6 +299,13 @@ def test_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (root / ".venv").exists()
 
 
+@pytest.mark.parametrize("script", SCRIPTS[:3])
+def test_help_tells_how_to_run(script: str) -> None:
+    done = subprocess.run([ROOT / script, "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert f"    ./{script}" in done.stdout
+
+
 def test_unknown_argument_is_refused() -> None:
     done = subprocess.run([ROOT / "launch/setup", "--cpu"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2

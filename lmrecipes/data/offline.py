@@ -50,7 +50,7 @@ def version(name: str) -> str:
 
 
 def vader_valence(folder: Path) -> list[Row]:
-    """Sentences and their mean valence over 20 raters, from -4 to 4. Group: the review or article; a tweet or a film
+    """Sentences and their mean valence over the raters, from -4 to 4. Group: the review or article; a tweet or a film
     snippet is its own."""
     rows: list[Row] = []
     for file in sorted(folder.glob("*_GroundTruth.txt")):

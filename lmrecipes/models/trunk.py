@@ -34,7 +34,7 @@ class Trunk(nn.Module):
         self.pooling = pooling
         self.unused: dict[str, Tensor] = {}
         if getattr(model, "pooler", None) is not None:
-            self.unused = {f"pooler.{k}": v.detach().clone() for k, v in model.pooler.state_dict().items()}
+            self.unused = {f"pooler.{name}": _whole(weight) for name, weight in model.pooler.named_parameters()}
             model.pooler = None  # type: ignore[assignment]
         self.reads_types = "token_type_ids" in inspect.signature(model.forward).parameters
 
@@ -56,6 +56,16 @@ class Trunk(nn.Module):
             return hidden.mean(1)
         weights = mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1)
+
+
+def _whole(weight: nn.Parameter) -> Tensor:
+    """A copy of a parameter, gathered where ZeRO-3 loaded it partitioned."""
+    if not hasattr(weight, "ds_id"):
+        return weight.detach().clone()
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters([weight]):
+        return weight.detach().clone()
 
 
 def load_trunk(model: Model, seed: int) -> Trunk:

@@ -7,13 +7,13 @@ derived from the recipe, so that `lmrecipes check` finds nothing to say about th
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from lmrecipes.files import write_text_atomically
 from lmrecipes.planning.batch import plan_batch
 from lmrecipes.planning.hardware import Device
 from lmrecipes.problems import InputError, Problem
@@ -97,27 +97,16 @@ def plain_ddp_yaml(processes: int, device: Device) -> dict[str, Any]:
 def write_pair(pair: LaunchPair, folder: str | Path) -> tuple[Path, Path]:
     """Write `<name>.json` and `<name>.yaml` into the folder; returns their paths. Neither file is ever half-written."""
     paths = Path(folder) / f"{pair.name}.json", Path(folder) / f"{pair.name}.yaml"
-    write_text(paths[0], json.dumps(pair.deepspeed, indent=2) + "\n")
-    write_text(paths[1], yaml.safe_dump(pair.accelerate, sort_keys=False))
+    write_text_atomically(paths[0], json.dumps(pair.deepspeed, indent=2) + "\n")
+    write_text_atomically(paths[1], yaml.safe_dump(pair.accelerate, sort_keys=False))
     return paths
 
 
 def write_ddp_yaml(processes: int, device: Device, folder: str | Path) -> Path:
     """Write `plain_ddp_yaml` as `ddp.yaml` into the folder; returns its path."""
     path = Path(folder) / "ddp.yaml"
-    write_text(path, yaml.safe_dump(plain_ddp_yaml(processes, device), sort_keys=False))
+    write_text_atomically(path, yaml.safe_dump(plain_ddp_yaml(processes, device), sort_keys=False))
     return path
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file through a temporary name: synced, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _refuse_what_cannot_run(zero: int, precision: str, processes: int, device: str, offload: bool) -> None:

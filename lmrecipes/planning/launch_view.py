@@ -59,7 +59,7 @@ class LaunchView:
     @property
     def stage(self) -> int | None:
         """ZeRO stage that DeepSpeed would use; None where the JSON does not say it in a usable way."""
-        value = self.json("zero_optimization.stage", 0)
+        value = self.json("zero_optimization.stage", None)
         if isinstance(value, str) and value.isdigit():
             value = int(value)
         return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 3 else None

@@ -41,7 +41,7 @@ def distributed_type(view: LaunchView) -> Iterator[Problem]:
     value = view.yaml("distributed_type", None)
     if value is None:
         yield view.yaml_problem("distributed_type", "it is missing, Accelerate fails", "write DEEPSPEED or MULTI_GPU")
-    elif value not in DISTRIBUTED_TYPES:
+    elif not isinstance(value, str) or value not in DISTRIBUTED_TYPES:
         hint = did_you_mean(str(value), sorted(DISTRIBUTED_TYPES))
         yield view.yaml_problem("distributed_type", f"{value!r} is not known", f"write DEEPSPEED or MULTI_GPU.{hint}")
     elif value in ("DEEPSPEED", "MULTI_GPU", "MULTI_CPU", "NO"):

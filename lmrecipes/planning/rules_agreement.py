@@ -67,7 +67,7 @@ def fp16_zero0(view: LaunchView) -> Iterator[Problem]:
 
 def autocast_fp16(view: LaunchView) -> Iterator[Problem]:
     """torch_autocast in fp16 is broken under ZeRO 1-3: it clips scaled gradients, and the scale never falls."""
-    if view.enabled("torch_autocast") and view.autocast_precision == "fp16" and view.stage in (1, 2, 3):
+    if view.json_precision == "fp16" and view.enabled("torch_autocast") and view.stage in (1, 2, 3):
         what = f"fp16 autocast at stage {view.stage} clips scaled gradients, and after an overflow skips every step"
         fix = 'use the section `"fp16": {"enabled": true}` instead, or bf16'
         yield view.json_problem("torch_autocast.dtype", what, fix)
@@ -76,7 +76,7 @@ def autocast_fp16(view: LaunchView) -> Iterator[Problem]:
 def bf16_accumulation(view: LaunchView) -> Iterator[Problem]:
     """The recipe promises gradients that are accumulated and reduced in fp32."""
     yield from _accumulation(view, "bf16")
-    if view.enabled("torch_autocast") and view.autocast_precision == "bf16" and view.stage in (1, 2, 3):
+    if view.json_precision == "bf16" and view.enabled("torch_autocast") and view.stage in (1, 2, 3):
         what = f"at stage {view.stage} autocast reduces the gradients of linear layers in bf16, whatever else is set"
         fix = 'use the section `"bf16": {"enabled": true}` with fp32 accumulation and communication'
         yield view.json_problem("torch_autocast.enabled", what, fix, "warning")

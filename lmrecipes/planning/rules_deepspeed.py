@@ -27,7 +27,7 @@ PRECISION_SECTIONS = ("bf16", "fp16", "torch_autocast")
 def unknown_keys(view: LaunchView) -> Iterator[Problem]:
     """Keys that this version of DeepSpeed does not know, at every depth."""
     for section, content in mappings(view.deepspeed.data if view.deepspeed else {}):
-        if _is_open(section) or section in REMOVED:
+        if _is_open(section) or section in REMOVED or section in DEPRECATED:
             continue
         parent, _, own = section.rpartition(".")
         if section not in SECTIONS:
@@ -149,7 +149,9 @@ def zero_missing(view: LaunchView) -> Iterator[Problem]:
     elif view.json("zero_optimization.stage", 0) is None or (
         isinstance(view.json("zero_optimization"), dict) and view.json("zero_optimization.stage") is MISSING
     ):
-        yield view.json_problem("zero_optimization.stage", "the stage is missing: DeepSpeed runs stage 0", fix)
+        yield view.json_problem(
+            "zero_optimization.stage", "the stage is missing: DeepSpeed runs stage 0, Accelerate takes 2", fix
+        )
 
 
 def stage_type(view: LaunchView) -> Iterator[Problem]:

@@ -81,7 +81,7 @@ class Trackers:
         state = dict(resume or {})
         trackers: list[Tracker] = []
         if tracking.tensorboard:
-            trackers.append(TensorBoard(run_folder / "tensorboard", recipe, resumed=resume is not None))
+            trackers.append(TensorBoard(run_folder / "tensorboard", recipe))
         if tracking.wandb != "off":
             run_id = state.setdefault("wandb", {"id": uuid.uuid4().hex[:12]})["id"]
             trackers.append(Wandb(tracking.wandb, tracking.wandb_project, run_name, run_id, run_folder, recipe))
@@ -175,10 +175,9 @@ class TensorBoard:
 
     name = "tensorboard"
 
-    def __init__(self, folder: Path, recipe: Mapping[str, Any], resumed: bool) -> None:
+    def __init__(self, folder: Path, recipe: Mapping[str, Any]) -> None:
         self._folder = folder
         self._recipe = recipe
-        self._resumed = resumed
         self._writer: Any = None
 
     def start(self) -> None:
@@ -194,10 +193,11 @@ class TensorBoard:
                 self._writer.add_scalar(name, value, global_step=step)
 
     def _open(self, first_step: int) -> None:
-        # purge_step hides what the attempt before the resume wrote at this step and later.
-        purge = first_step if self._resumed else None
+        # purge_step hides what an attempt before the resume wrote at this step and later.
+        resumed = any(self._folder.glob("events.out.tfevents.*"))
+        purge = first_step if resumed else None
         self._writer = self._make_writer(str(self._folder), purge_step=purge, flush_secs=10)
-        if not self._resumed:
+        if not resumed:
             import yaml
 
             text = yaml.safe_dump(dict(self._recipe), sort_keys=False, allow_unicode=True)

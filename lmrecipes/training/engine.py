@@ -266,13 +266,14 @@ def _accelerator(recipe: Recipe, deepspeed: dict[str, Any] | None) -> Any:
     half = recipe.precision.compute
     refuse_precision(half, cuda, deepspeed is not None)
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
-    process_group = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=TIMEOUT)
+    distributed = "LOCAL_RANK" in os.environ
+    process_group = [InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=TIMEOUT)] if distributed else []
     if deepspeed is None:
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
         return Accelerator(
             mixed_precision="no" if half == "fp32" else half,
             cpu=not cuda,
-            kwargs_handlers=[process_group],
+            kwargs_handlers=process_group,
             step_scheduler_with_optimizer=False,
         )
     section = next((h for h in _HALF if deepspeed.get(h, {}).get("enabled")), "no")
@@ -281,7 +282,7 @@ def _accelerator(recipe: Recipe, deepspeed: dict[str, Any] | None) -> Any:
         mixed_precision=section,
         gradient_accumulation_steps=deepspeed["gradient_accumulation_steps"],
         deepspeed_plugin=plugin,
-        kwargs_handlers=[process_group],
+        kwargs_handlers=process_group,
         step_scheduler_with_optimizer=False,
     )
 
@@ -320,7 +321,8 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         task = recipe.tasks.get(name.split(".")[1]) if name.startswith("heads.") else None
         factor = task.learning_rate_factor if task is not None else 1.0
-        decay = recipe.optimizer.weight_decay if parameter.ndim > 1 else 0.0
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # under ZeRO-3 a parameter may already be partitioned
+        decay = recipe.optimizer.weight_decay if len(shape) > 1 else 0.0
         kinds.setdefault((factor, decay), []).append(parameter)
     return [{"params": ps, "weight_decay": decay, "factor": factor} for (factor, decay), ps in kinds.items()]
 

@@ -12,8 +12,13 @@ from lmrecipes.models.multitask import MultiTaskModel
 
 def training_flops_per_token(model: MultiTaskModel) -> float:
     """6 x the trunk's parameters outside embedding tables: 2 forward, 4 backward per weight (arXiv 2001.08361, 2.1)."""
-    tables = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding))
-    return 6.0 * (sum(p.numel() for p in model.trunk.parameters()) - tables)
+    tables = sum(_numel(m.weight) for m in model.modules() if isinstance(m, nn.Embedding))
+    return 6.0 * (sum(map(_numel, model.trunk.parameters())) - tables)
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    """Elements of the whole parameter, also where ZeRO-3 has partitioned it."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def measured_peak(device: torch.device, compute: str) -> float:

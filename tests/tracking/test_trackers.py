@@ -165,7 +165,7 @@ def test_tensorboard_of_a_resumed_run_shows_each_step_once(tmp_path: Path) -> No
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     record_run(tmp_path, Tracking(wandb="off"), range(1, 10))
-    record_run(tmp_path, Tracking(wandb="off"), range(7, STEPS + 1), resume={})
+    record_run(tmp_path, Tracking(wandb="off"), range(7, STEPS + 1))
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     assert [event.step for event in events.Scalars("loss")] == list(range(1, STEPS + 1))
 

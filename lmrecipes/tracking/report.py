@@ -1,0 +1,81 @@
+"""One self-contained HTML page about one run, or comparing several: results first, then how they came about."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+
+from lmrecipes.files import json_text, write_text_atomically
+from lmrecipes.problems import InputError, Problem
+from lmrecipes.tracking import sections
+from lmrecipes.tracking.charts import Track, groups_of
+from lmrecipes.tracking.page import SCRIPT, STYLE
+from lmrecipes.tracking.run_record import RunRecord, read_run
+
+
+def write_report(runs: list[Path], to: Path) -> Path:
+    """Write the page about these run folders to `to`, and return `to`.
+
+    The page holds all that it shows, plotly.js included (4.8 MB), and needs no network. What a run has not written yet
+    is shown as missing. Raises InputError for folders that are no runs, all of them at once.
+    """
+    if not runs:
+        raise InputError(Problem("report", "no run is named", "name one or more folders under runs/", "run-missing"))
+    found: list[RunRecord] = []
+    problems: list[Problem] = []
+    for path in runs:
+        try:
+            found.append(read_run(path))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    write_text_atomically(to, _page(_distinct(found)))
+    return to
+
+
+def _distinct(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """Runs of the same name, from different folders, get a number."""
+    seen: dict[str, int] = {}
+    result = []
+    for run in runs:
+        seen[run.name] = seen.get(run.name, 0) + 1
+        result.append(run if seen[run.name] == 1 else replace(run, name=f"{run.name} ({seen[run.name]})"))
+    return result
+
+
+def _page(runs: Sequence[RunRecord]) -> str:
+    # Imported here: plotly takes 0.2 s, and this module is imported for every run.
+    from plotly.offline import get_plotlyjs
+
+    tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
+    headlines = {task: next(name for run in runs if (name := run.headline(task)) is not None) for task in tasks}
+    groups = groups_of([Track(run.name, run.metrics) for run in runs], tasks, headlines)
+    charts = [chart for group in groups for chart in (*group.charts, *group.more)]
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
+    body = [
+        sections.header(runs, title),
+        sections.results(runs, tasks),
+        sections.differences(runs),
+        sections.curves(groups, tasks if len(runs) == 1 else [run.name for run in runs]),
+        sections.time_spent(runs),
+        sections.environments(runs),
+        sections.recipes(runs),
+        f"<footer>Written {time.strftime('%Y-%m-%d %H:%M')} by <code>lmrecipes report</code>. "
+        "Drag in a chart to zoom, double-click to reset.</footer>",
+    ]
+    # "<" is escaped, so that no name in the data can end the script element.
+    data = json_text([chart.as_dict() for chart in charts]).replace("<", "\\u003c")
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>",
+            *(part for part in body if part),
+            f'</main>\n<script type="application/json" id="charts">{data}</script>',
+            f"<script>{get_plotlyjs()}</script>\n<script>{SCRIPT}</script>\n</body>\n</html>\n",
+        ]
+    )

@@ -1,0 +1,168 @@
+"""A run folder as training writes it, made up: 4 tasks, 300 steps."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lmrecipes.files import write_json
+from lmrecipes.recipe import Model, Recipe, Schedule, Source, Task
+from lmrecipes.tracking.record import MetricsFile
+
+STEPS = 300
+EVERY = 25
+KINDS = {"valence": "regression", "icd10": "classification", "hpo": "multi_label", "party": "classification"}
+WEIGHTS = {"valence": 2.0, "icd10": 3.0, "hpo": 2.0, "party": 1.0}
+TOKENS = {"valence": 23, "icd10": 14, "hpo": 11, "party": 61}
+FINAL = {
+    "valence": {"spearman": 0.772, "pearson": 0.781, "mean_squared_error": 0.392, "mean_absolute_error": 0.487},
+    "icd10": {"accuracy": 0.861, "macro_f1": 0.742, "balanced_accuracy": 0.731},
+    "hpo": {"micro_f1": 0.688, "macro_f1": 0.513, "average_precision": 0.604},
+    "party": {"accuracy": 0.694, "macro_f1": 0.671, "balanced_accuracy": 0.669},
+}
+TFIDF = {
+    "valence": {"spearman": 0.701, "pearson": 0.712, "mean_squared_error": 0.497, "mean_absolute_error": 0.561},
+    "icd10": {"accuracy": 0.838, "macro_f1": 0.705, "balanced_accuracy": 0.688},
+    "hpo": {"micro_f1": 0.612, "macro_f1": 0.401, "average_precision": 0.497},
+    "party": {"accuracy": 0.701, "macro_f1": 0.679, "balanced_accuracy": 0.676},
+}
+SCRATCH = {
+    task: {name: 0.72 * value if "error" not in name else 1.6 * value for name, value in scores.items()}
+    for task, scores in FINAL.items()
+}
+
+
+def noise(*key: object) -> float:
+    """A number in [-1, 1) that only depends on the key."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:6]) / 2**47 - 1
+
+
+def make_recipe(lr: float = 3e-4, steps: int = STEPS) -> Recipe:
+    return Recipe(
+        name="bert_multitask",
+        description="Four tasks, one BERT: feelings, diagnoses, phenotypes & parties.",
+        tasks={
+            name: Task(kind=kind, weight=WEIGHTS[name], source=Source(offline=name))  # type: ignore[arg-type]
+            for name, kind in KINDS.items()
+        },
+        model=Model(),
+        schedule=Schedule(steps=steps),
+    ).model_copy(update={"optimizer": Recipe.model_fields["optimizer"].default.model_copy(update={"lr": lr})})
+
+
+def make_evaluation(run: str, better_by: float = 0.0) -> dict[str, Any]:
+    rows = {"valence": 1500, "icd10": 1500, "hpo": 1312, "party": 480}
+    metrics = {
+        task: {name: value + (better_by if "error" not in name else -better_by) for name, value in scores.items()}
+        for task, scores in FINAL.items()
+    }
+    return {
+        "run": run,
+        "step": STEPS,
+        "split": "test",
+        "seconds_of_training": 118.2,
+        "tasks": {
+            task: {
+                "kind": KINDS[task],
+                "headline": next(iter(scores)),
+                "rows": rows[task],
+                "loss": 0.4,
+                "metrics": scores,
+            }
+            for task, scores in metrics.items()
+        },
+        "baselines": {
+            "tfidf_linear": {"title": "TF-IDF + linear", "date": "2026-11-22", "measured": "stored", "tasks": TFIDF},
+            "scratch": {
+                "title": "same BERT from scratch",
+                "date": "2026-11-22",
+                "measured": "with this run",
+                "tasks": SCRATCH,
+            },
+        },
+    }
+
+
+def make_metrics(step: int, steps: int, lr: float, better_by: float) -> dict[str, float | None]:
+    warmup = 0.06 * steps
+    share = {name: weight / sum(WEIGHTS.values()) for name, weight in WEIGHTS.items()}
+    metrics: dict[str, float | None] = {}
+    for at, name in enumerate(KINDS):
+        floor = 0.32 + 0.1 * at - better_by
+        fall = math.exp(-step / (40 + 25 * at))
+        metrics[f"loss/{name}"] = max(0.02, floor + (1 - floor) * fall + (0.05 + 0.05 * at) * noise(name, step, lr))
+        metrics[f"examples/{name}"] = round(64 * step * share[name] + 3 * noise(step, name))
+        metrics[f"tokens/{name}"] = TOKENS[name] * (metrics[f"examples/{name}"] or 0)
+        metrics[f"share/{name}"] = share[name] + 0.06 * noise("share", name, step // 3) / math.sqrt(step)
+        metrics[f"target_share/{name}"] = share[name]
+        if step % 7 == 3 and name == "party":
+            metrics[f"loss/{name}"] = None  # no example of this task in the step
+        if step % EVERY == 0:
+            for metric, final in FINAL[name].items():
+                gain = 1 - math.exp(-step / (50 + 20 * at)) + 0.015 * noise(metric, step)
+                value = final * gain if "error" not in metric else final * (2 - gain)
+                metrics[f"eval/{name}/{metric}"] = value + better_by
+    losses = [value for name in KINDS if (value := metrics[f"loss/{name}"]) is not None]
+    seconds = 0.36 + 0.03 * noise("time", step) + (0.5 if step == 1 else 0.0) + (0.25 if step % 97 == 0 else 0.0)
+    tokens = sum(TOKENS[name] * 64 * share[name] for name in KINDS)
+    return {
+        "loss": sum(losses) / len(losses),
+        **metrics,
+        "lr": lr * min(1.0, step / warmup) * (1 - max(0.0, step - warmup) / (steps - warmup)),
+        "grad_norm": 0.6 + 1.4 * math.exp(-step / 30) + 0.25 * abs(noise("norm", step)),
+        "tokens_per_second": tokens / seconds,
+        "model_flops_utilization": 0.31 + 0.02 * noise("mfu", step),
+        "memory/peak_gb": 2.1,
+        "time/step": seconds,
+        "time/data": 0.008 + 0.004 * abs(noise("data", step)) + (0.2 if step % 97 == 0 else 0.0),
+    }
+
+
+def make_run(folder: Path, lr: float = 3e-4, better_by: float = 0.0, done: int = STEPS, finished: bool = True) -> Path:
+    """Write a run folder that looks like a real one."""
+    folder.mkdir(parents=True)
+    recipe = make_recipe(lr)
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False)
+    )
+    write_json(
+        folder / "environment.json",
+        {
+            "versions": {"torch": "2.13.0", "deepspeed": "0.20.1", "accelerate": "1.15.0", "transformers": "5.3.0"},
+            "python": "3.11.7",
+            "commit": "1537f98a2b3c",
+            "device": "cpu",
+            "cpu": "Intel(R) Xeon(R) Processor @ 2.60GHz",
+            "cores": 16,
+            "world_size": 2,
+            "zero": 2,
+            "precision": "bf16",
+            "command": "accelerate launch --config_file recipes/bert_multitask/zero2_bf16.yaml "
+            f"recipes/bert_multitask/recipe.py --optimizer.lr {lr}",
+            "launcher": "accelerate",
+            "started": "2026-11-22T10:15:30+0000",
+        },
+    )
+    with MetricsFile(folder / "metrics.jsonl") as record:
+        for step in range(1, done + 1):
+            record.write(step, make_metrics(step, STEPS, lr, better_by))
+    if finished:
+        write_json(folder / "evaluation.json", make_evaluation(folder.name, better_by))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; tests must not change it."""
+    return make_run(tmp_path_factory.mktemp("runs") / "bert_multitask-20261122-101530")
+
+
+@pytest.fixture
+def evaluation() -> dict[str, Any]:
+    """The content of an evaluation.json, to change at will."""
+    content: dict[str, Any] = json.loads(json.dumps(make_evaluation("bert_multitask-20261122-101530")))
+    return content
