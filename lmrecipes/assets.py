@@ -61,6 +61,11 @@ def locate(name: str) -> Path:
     return folder
 
 
+def is_cached(asset: Asset) -> bool:
+    """Whether an asset lies complete in the cache."""
+    return _complete(cache_root() / "assets" / asset.folder, asset)
+
+
 def resolve_model(name: str) -> str:
     """What `from_pretrained` takes: the folder of an asset, an existing folder as it is, or a hub name as it is."""
     if any(asset.name == name for asset in ASSETS):

@@ -73,9 +73,7 @@ def show_problems(problems: Sequence[Problem]) -> None:
         console.print(f"      fix: {problem.fix}", markup=False, highlight=False, style="dim")
 
 
-def parse(
-    file: RecipeFile, options: type[Options], args: Sequence[str], program: str
-) -> tuple[Options, Recipe]:
+def parse(file: RecipeFile, options: type[Options], args: Sequence[str], program: str) -> tuple[Options, Recipe]:
     """The options and the recipe with its variant's and single fields' flags applied. Bad flags exit with 2."""
     rest = [arg for arg in args if not re.match(r"--local[_-]rank", arg)]
     chosen = [name for name in file.variants if name != "recipe" and f"--{name}" in rest]
@@ -84,10 +82,14 @@ def parse(
         raise InputError(problem)
     rest = [arg for arg in rest if arg.removeprefix("--") not in chosen]
     recipe = file.build(chosen[0] if chosen else "recipe")
-    variants = [f"--{name}: {(function.__doc__ or '').strip()}" for name, function in file.variants.items() if name != "recipe"]
+    variants = [
+        f"--{name}: {(function.__doc__ or '').strip()}" for name, function in file.variants.items() if name != "recipe"
+    ]
 
     flat = tyro.conf.arg(name="")  # --deepspeed and --optimizer.lr rather than --options.deepspeed
-    command_type = make_dataclass("Command", [("options", Annotated[options, flat]), ("recipe", Annotated[Recipe, flat])])
+    command_type = make_dataclass(
+        "Command", [("options", Annotated[options, flat]), ("recipe", Annotated[Recipe, flat])]
+    )
     try:
         command: Any = tyro.cli(
             command_type,
@@ -148,7 +150,9 @@ def read_deepspeed(path: Path | None, file: RecipeFile) -> tuple[Path, dict[str,
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise InputError(Problem("--deepspeed", f"no file {str(path)!r}", "give the path of a JSON", "file-missing")) from None
+        raise InputError(
+            Problem("--deepspeed", f"no file {str(path)!r}", "give the path of a JSON", "file-missing")
+        ) from None
     except ValueError as error:
         raise InputError(Problem(str(path), f"not JSON: {error}", "repair the file", "json-dialect")) from None
     return path, content

@@ -13,7 +13,9 @@ from torch import Tensor
 from lmrecipes.models.heads import HeadSpec
 
 
-def task_metrics(names: tuple[str, ...], spec: HeadSpec, predictions: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+def task_metrics(
+    names: tuple[str, ...], spec: HeadSpec, predictions: NDArray[Any], targets: NDArray[Any]
+) -> dict[str, float]:
     """The named metrics. predictions: [n] (regression) or logits [n, outputs]; targets: [n] or 0/1 [n, outputs]."""
     found, truth = torch.from_numpy(np.asarray(predictions, np.float32)), torch.from_numpy(np.array(targets))
     compute = {"regression": _regression, "classification": _classification, "multi_label": _multi_label}[spec.kind]

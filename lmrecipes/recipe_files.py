@@ -42,7 +42,12 @@ class RecipeFile:
 
 def recipe_names() -> list[str]:
     """Names under `recipes/` here and in this repository, sorted."""
-    folders = {folder.name for root in (Path("recipes"), RECIPES) for folder in root.glob("*") if (folder / "recipe.py").is_file()}
+    folders = {
+        folder.name
+        for root in (Path("recipes"), RECIPES)
+        for folder in root.glob("*")
+        if (folder / "recipe.py").is_file()
+    }
     return sorted(folders)
 
 
@@ -95,7 +100,9 @@ def recipe_from_yaml(path: Path) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(Problem(str(path), f"not YAML: {error}", "repair the file", "recipe-broken")) from None
     if not isinstance(content, dict):
-        raise InputError(Problem(str(path), "not a mapping of recipe fields", "see `lmrecipes schema`", "recipe-broken"))
+        raise InputError(
+            Problem(str(path), "not a mapping of recipe fields", "see `lmrecipes schema`", "recipe-broken")
+        )
     try:
         return Recipe.model_validate({"name": path.stem, **content})
     except ValidationError as error:
@@ -111,10 +118,16 @@ def problems_of(error: ValidationError, where: str) -> list[Problem]:
         if item["type"] == "extra_forbidden":
             known = _fields_at(location[:-1])
             what = f"unknown key {location[-1]!r}.{did_you_mean(location[-1], known)}"
-            problems.append(Problem(f"{where}: {field}", what, f"known here: {listing(known, 20)}", "recipe-unknown-key"))
+            problems.append(
+                Problem(f"{where}: {field}", what, f"known here: {listing(known, 20)}", "recipe-unknown-key")
+            )
             continue
         message = item["msg"].removeprefix("Value error, ")
-        found = "" if item["type"] == "missing" or isinstance(item["input"], (dict, BaseModel)) else f", found {item['input']!r}"
+        found = (
+            ""
+            if item["type"] == "missing" or isinstance(item["input"], (dict, BaseModel))
+            else f", found {item['input']!r}"
+        )
         problems.append(Problem(f"{where}: {field}", f"{message}{found}", f"correct {field}", "recipe-value"))
     return problems
 
@@ -140,7 +153,9 @@ def _variants_in(path: Path) -> dict[str, Callable[[], Recipe]]:
     try:
         spec.loader.exec_module(module)
     except (SyntaxError, ImportError, NameError, AttributeError, TypeError) as error:
-        problem = Problem(str(path), f"cannot be imported: {type(error).__name__}: {error}", "repair the file", "recipe-broken")
+        problem = Problem(
+            str(path), f"cannot be imported: {type(error).__name__}: {error}", "repair the file", "recipe-broken"
+        )
         raise InputError(problem) from None
     functions = {name: getattr(module, name) for name in ["recipe", *summary(path)[1]] if hasattr(module, name)}
     if "recipe" not in functions:

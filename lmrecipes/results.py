@@ -81,7 +81,12 @@ def measure_baselines(
     today = time.strftime("%Y-%m-%d")
     tasks = {name: score["metrics"] for name, score in scratch["tasks"].items()}
     baselines = {
-        "tfidf_linear": {"title": "TF-IDF + linear", "date": today, "measured": "with this run", "tasks": tfidf_scores(recipe)},
+        "tfidf_linear": {
+            "title": "TF-IDF + linear",
+            "date": today,
+            "measured": "with this run",
+            "tasks": tfidf_scores(recipe),
+        },
         "scratch": {"title": "same model from scratch", "date": today, "measured": "with this run", "tasks": tasks},
     }
     evaluation = read_evaluation(run)

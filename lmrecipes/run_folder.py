@@ -107,7 +107,9 @@ def write_recipe(run: RunFolder, recipe: Recipe) -> None:
 
 def recipe_yaml(recipe: Recipe) -> str:
     """A recipe as YAML that is itself a recipe; settings left at None are omitted."""
-    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(
+        recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True, width=120
+    )
 
 
 def write_environment(run: RunFolder, facts: dict[str, Any]) -> None:

@@ -41,9 +41,13 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def run() -> Run:
     """Run a command with this Python's scripts on the path, in a folder; output is captured as text."""
 
-    def call(*command: str | Path, cwd: Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    def call(
+        *command: str | Path, cwd: Path, timeout: float = 300, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
-        return subprocess.run([str(c) for c in command], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(
+            [str(c) for c in command], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout
+        )
 
     return call

@@ -52,7 +52,10 @@ class TaskRows:
     def to(self, device: torch.device) -> TaskRows:
         """The same on a device."""
         return TaskRows(
-            self.rows.to(device, non_blocking=True), self.targets.to(device, non_blocking=True), self.scale, self.examples
+            self.rows.to(device, non_blocking=True),
+            self.targets.to(device, non_blocking=True),
+            self.scale,
+            self.examples,
         )
 
 

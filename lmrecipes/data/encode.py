@@ -123,6 +123,11 @@ def encode_tasks(recipe: Recipe, progress: bool = True) -> dict[str, EncodedTask
     return encoded
 
 
+def training_rows(tasks: dict[str, EncodedTask]) -> dict[str, int]:
+    """Rows of each task's training split."""
+    return {name: len(task.train) for name, task in tasks.items()}
+
+
 def task_texts(recipe: Recipe) -> dict[str, TaskData]:
     """The checked texts and targets of every task, before tokenising (for baselines that read text)."""
     return {name: build_task_data(name, task, read_rows(name, task)) for name, task in recipe.tasks.items()}
@@ -192,9 +197,7 @@ def _encode_task(
     return EncodedTask(name, task, tuple(meta["labels"]), meta["skipped"], meta["counts"], splits)
 
 
-def _write_task(
-    folder: Path, name: str, data: TaskData, tokenizer: Tokenizer, max_length: int, progress: bool
-) -> None:
+def _write_task(folder: Path, name: str, data: TaskData, tokenizer: Tokenizer, max_length: int, progress: bool) -> None:
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         counts = {}
@@ -240,7 +243,8 @@ def _write_split(
 @contextmanager
 def _progress_bar(title: str, total: int, show: bool) -> Iterator[Callable[[int], None]]:
     """A progress bar on standard error; yields the function that moves it."""
-    with Progress(console=Console(file=sys.stderr), transient=True, disable=not show) as bar:
+    console = Console(file=sys.stderr)
+    with Progress(console=console, transient=True, disable=not (show and console.is_terminal)) as bar:
         task = bar.add_task(title, total=total)
         yield lambda n: bar.advance(task, n)
 

@@ -38,7 +38,7 @@ def lay_out(lengths: NDArray[np.int64], plan: BatchPlan, buckets: int) -> StepLa
     ranks = []
     for rank in range(plan.world_size):
         mine = order[owner == rank]
-        micros = [mine[i::plan.accumulation] for i in range(plan.accumulation)]
+        micros = [mine[i :: plan.accumulation] for i in range(plan.accumulation)]
         ranks.append([cut_into_buckets(micro, lengths, buckets) for micro in micros])
     return StepLayout(ranks)
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmrecipes.data.permutation import Array, hash_key, permute
+from lmrecipes.recipe import Recipe
 
 RESOLUTION = 2**20
 """Weights become integers that sum to about this: shares are exact to 1e-6, and m * weight stays below 2**63."""
@@ -103,9 +104,7 @@ class Mixture:
         descend(self._root, samples)
         return {task: found[task] for task in self.tasks}
 
-    def _descend(
-        self, node: int | _Node, m: Array, where: Array, tasks: NDArray[np.int16], ranks: Array
-    ) -> None:
+    def _descend(self, node: int | _Node, m: Array, where: Array, tasks: NDArray[np.int16], ranks: Array) -> None:
         if isinstance(node, int):
             tasks[where], ranks[where] = node, m
             return
@@ -122,3 +121,10 @@ class Mixture:
         distinct, inverse = np.unique(epochs, return_inverse=True)
         keys = np.array([hash_key(self.seed, "shuffle", self.tasks[task], int(e)) for e in distinct], np.uint64)
         return permute(positions, n, keys[inverse])
+
+
+def build_mixture(recipe: Recipe, rows: dict[str, int]) -> Mixture:
+    """The stream of a recipe over tasks with so many training rows."""
+    weights = {name: task.weight for name, task in recipe.tasks.items()}
+    shares = example_weights(weights, rows, recipe.mixture.temperature)
+    return Mixture(tuple(rows), tuple(rows.values()), tuple(shares.values()), recipe.seed)

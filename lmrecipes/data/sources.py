@@ -87,7 +87,10 @@ def _read_files(pattern: str, source: Source, where: str) -> Rows:
         near = did_you_mean(Path(pattern).name, [p.name for p in folder.iterdir()]) if folder.is_dir() else ""
         raise InputError(
             Problem(
-                where, f"no file {pattern!r} (relative to {Path.cwd()}).{near}", "give the path of a file", "file-missing"
+                where,
+                f"no file {pattern!r} (relative to {Path.cwd()}).{near}",
+                "give the path of a file",
+                "file-missing",
             )
         )
     rows = Rows(pairs=[] if source.text_pair else None, groups=[] if source.group else None)
@@ -162,7 +165,11 @@ def _read_jsonl(path: Path, source: Source, where: str) -> dict[str, list[Any]]:
                 if not isinstance(row, dict):
                     raise ValueError("not a JSON object")
             except ValueError as error:
-                fix = "one JSON object a line" if number > 1 or not line.startswith("[") else "this is a JSON array; write one object a line"
+                fix = (
+                    "one JSON object a line"
+                    if number > 1 or not line.startswith("[")
+                    else "this is a JSON array; write one object a line"
+                )
                 raise InputError(Problem(where, f"{path} line {number}: {error}", fix, "file-broken")) from None
             if not columns:
                 _require_columns(row, source, where, str(path))
@@ -235,7 +242,12 @@ def _by_split(data: Any, source: Source, where: str, title: str) -> dict[str, Ro
         known = {split: rows for split, rows in data.items() if split in SPLITS}
         if "train" not in known:
             raise InputError(
-                Problem(where, f"{title} has the splits {listing(list(map(str, data)))}", "it needs a `train` split", "split-missing")
+                Problem(
+                    where,
+                    f"{title} has the splits {listing(list(map(str, data)))}",
+                    "it needs a `train` split",
+                    "split-missing",
+                )
             )
         return {split: _from_dicts(rows, source, where, f"{title}[{split}]") for split, rows in known.items()}
     return {WHOLE: _from_dicts(data, source, where, title)}
@@ -247,7 +259,12 @@ def _call(dotted: str, where: str) -> Any:
         function = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
-            Problem(where, f"{dotted!r} cannot be imported ({error})", "write `module:function` of an importable module", "function-missing")
+            Problem(
+                where,
+                f"{dotted!r} cannot be imported ({error})",
+                "write `module:function` of an importable module",
+                "function-missing",
+            )
         ) from None
     return function()
 
@@ -269,6 +286,11 @@ def _load_dataset(name: str, where: str) -> Any:
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            Problem(where, f"{name!r} could not be loaded ({reason})", "check the name and the network, or use local files", "dataset-missing")
+            Problem(
+                where,
+                f"{name!r} could not be loaded ({reason})",
+                "check the name and the network, or use local files",
+                "dataset-missing",
+            )
         ) from None
     return dict(loaded) if isinstance(loaded, Mapping) else loaded

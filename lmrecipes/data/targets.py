@@ -209,7 +209,9 @@ def _cut(
     return {
         split: Examples(
             texts=[rows.texts[i] for rows, i, _ in members],
-            pairs=[rows.pairs[i] for rows, i, _ in members if rows.pairs is not None] if task.source.text_pair else None,
+            pairs=[rows.pairs[i] for rows, i, _ in members if rows.pairs is not None]
+            if task.source.text_pair
+            else None,
             targets=reader.targets([value for _, _, value in members]),
         )
         for split, members in chosen.items()

@@ -29,6 +29,19 @@ STEPS_PER_PRINT = 1_000_000_000
 """DeepSpeed's own progress lines: never; metrics.jsonl is the record."""
 
 
+STANDARD_PAIRS: tuple[tuple[Stage, ComputePrecision, bool], ...] = (
+    (1, "bf16", False),
+    (2, "bf16", False),
+    (3, "bf16", False),
+    (1, "fp16", False),
+    (2, "fp16", False),
+    (3, "fp16", False),
+    (2, "bf16", True),
+    (3, "bf16", True),
+)
+"""ZeRO stage, precision and offload of the pairs that every recipe's folder holds."""
+
+
 @dataclass(frozen=True)
 class LaunchPair:
     """A launch configuration: `<name>.json` for DeepSpeed and `<name>.yaml` for Accelerate."""
@@ -69,8 +82,8 @@ def launch_pair(
         **_precision_settings(zero, precision),
         "zero_optimization": _zero_settings(zero, device, offload),
         "zero_allow_untested_optimizer": True,
-        # DeepSpeedCPUAdam is the only optimizer that DeepSpeed has on the host: for SGD torch's own stays.
-        "zero_force_ds_cpu_optimizer": offload and recipe.optimizer.name == "adamw",
+        # With true and offload Accelerate replaces the run's optimizer: SGD by Adam, decoupled weight decay by L2.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": STEPS_PER_PRINT,
         "wall_clock_breakdown": False,
     }

@@ -129,24 +129,17 @@ def accumulation_mismatch(view: LaunchView) -> Iterator[Problem]:
         yield view.yaml_problem(path, f"{said}, the recipe's batch is {plan}", "remove it")
 
 
-def micro_batch_mismatch(view: LaunchView) -> Iterator[Problem]:
-    """The micro-batch, too, follows from the recipe's global batch and the number of ranks."""
-    value = view.json("train_micro_batch_size_per_gpu")
-    if is_count(value) and value != view.plan.micro_examples:
-        what = f"{value}, the recipe's batch is {view.plan}"
-        yield view.json_problem("train_micro_batch_size_per_gpu", what, f"write {view.plan.micro_examples}")
-
-
 def offload_swaps_optimizer(view: LaunchView) -> Iterator[Problem]:
-    """With offload, Accelerate replaces an optimizer that DeepSpeed lacks on the host by Adam, silently."""
-    if (
-        view.recipe.optimizer.name == "sgd"
-        and view.offloads("offload_optimizer")
-        and view.json("zero_force_ds_cpu_optimizer", True) is not False
-    ):
-        what = "the recipe's sgd would silently become DeepSpeedCPUAdam on the host"
-        fix = "write `false` (torch's SGD then runs on the host), or optimizer.name = adamw in the recipe"
-        yield view.json_problem("zero_force_ds_cpu_optimizer", what, fix)
+    """With offload, Accelerate rebuilds the optimizer for the host unless it is told not to, and not faithfully.
+
+    `map_pytorch_optim_to_deepspeed` makes a DeepSpeedCPUAdam of all it does not know: of SGD, and of the run's own
+    DeepSpeedCPUAdam one without `adamw_mode`.
+    """
+    if view.offloads("offload_optimizer") and view.json("zero_force_ds_cpu_optimizer", True) is not False:
+        name = view.recipe.optimizer.name
+        became = "Adam" if name == "sgd" else "Adam with L2 instead of decoupled weight decay"
+        what = f"with offload and without `false` here, the recipe's {name} silently becomes {became}"
+        yield view.json_problem("zero_force_ds_cpu_optimizer", what, "write false")
 
 
 RULES = (
@@ -160,7 +153,6 @@ RULES = (
     ("fp16-grad-accum", fp16_accumulation),
     ("clip-mismatch", clip_mismatch),
     ("ga-mismatch", accumulation_mismatch),
-    ("micro-mismatch", micro_batch_mismatch),
     ("offload-swaps-opt", offload_swaps_optimizer),
 )
 """(id, rule) of every rule in this module."""

@@ -165,7 +165,7 @@ def stage_type(view: LaunchView) -> Iterator[Problem]:
 
 
 def batch_identity(view: LaunchView) -> Iterator[Problem]:
-    """train_batch_size = micro-batch x accumulation x ranks, in whole numbers of 1 or more."""
+    """train_batch_size = micro-batch x accumulation x ranks, in whole numbers, with the micro-batch of the recipe."""
     names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     values = [view.json(name) for name in names]
     wrong = [(n, v) for n, v in zip(names, values, strict=True) if v not in (MISSING, "auto") and not is_count(v)]
@@ -176,9 +176,14 @@ def batch_identity(view: LaunchView) -> Iterator[Problem]:
     batch, micro, accumulation = values
     plan = view.plan
     if micro is MISSING:
-        what = "it is missing, so the micro-batch is not the recipe's" if batch is not MISSING else "it is missing"
+        yield view.json_problem(
+            names[1], f"it is missing, the recipe's batch is {plan}", f"write {plan.micro_examples}"
+        )
+        return
+    if micro != plan.micro_examples:
+        what = f"{micro}, the recipe's batch is {plan}"
         yield view.json_problem(names[1], what, f"write {plan.micro_examples}")
-    elif batch is not MISSING:
+    if batch is not MISSING:
         steps = 1 if accumulation is MISSING else accumulation
         product = micro * steps * view.world_size
         if product != batch:

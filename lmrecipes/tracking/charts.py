@@ -19,7 +19,7 @@ SMOOTHING = 30
 
 @dataclass(frozen=True)
 class Line:
-    """One line. series: number of the task or run that gives the colour; style "raw" is drawn faint, "target" dashed."""
+    """One line. series: number of the task or run, gives the colour; style: "raw" is faint, "target" dashed."""
 
     name: str
     series: int
@@ -45,12 +45,13 @@ class Chart:
 
 @dataclass(frozen=True)
 class Group:
-    """Charts under one heading. more: further ones that are folded away."""
+    """Charts under one heading. more: further ones that are folded away under `more_title`."""
 
     title: str
     note: str
     charts: list[Chart]
     more: list[Chart] = field(default_factory=list)
+    more_title: str = "All metrics"
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,18 @@ def groups_of(tracks: Sequence[Track], tasks: Sequence[str], headlines: Mapping[
     loss = compare.overall("loss", "Loss", "all tasks together", smooth=True)
     task_loss = compare.by_task("loss/{task}", "Loss", smooth=True)
     metrics = compare.evaluations(headlines)
+    seen = [
+        *compare.by_task("tokens/{task}", "Tokens seen", from_zero=True),
+        *compare.by_task("examples/{task}", "Examples seen", from_zero=True),
+    ]
+    # Of several runs this is two charts for each task, which mostly look the same.
+    shown, folded = (seen, []) if compare.single else ([], seen)
     groups = [
-        Group("Learning", "Faint: each logged step. Strong: smoothed.", [*loss, *task_loss]),
+        Group(
+            "Learning",
+            "Every chart is over the optimizer steps. Faint: each logged step; strong: smoothed.",
+            [*loss, *task_loss],
+        ),
         Group("Evaluation", "On the validation split.", metrics.charts, metrics.more),
         Group(
             "Optimizer",
@@ -86,12 +97,13 @@ def groups_of(tracks: Sequence[Track], tasks: Sequence[str], headlines: Mapping[
         ),
         Group(
             "Mixture",
-            "What the model has really seen, without padding and without repeats.",
+            "What the model has really seen; padding is not counted.",
             [
                 *compare.by_task("share/{task}", "Share of examples", target="target_share/{task}", percent=True),
-                *compare.by_task("tokens/{task}", "Tokens seen", from_zero=True),
-                *compare.by_task("examples/{task}", "Examples seen", from_zero=True),
+                *shown,
             ],
+            folded,
+            "Tokens and examples seen",
         ),
         Group(
             "Speed",
@@ -180,7 +192,8 @@ class _Comparison:
                     series = self.tasks.index(task) if self.single else number
                     name = f"{task}, {_words(metric)}" if self.single else track.name
                     lines.append(Line(name, series, *thin(x, y), "points"))
-        return [Chart(_words(title), lines)] if lines else []
+        title = _words(title)
+        return [Chart(title[:1].upper() + title[1:], lines)] if lines else []
 
 
 def _lines(name: str, series: int, track: Track, key: str, smooth: bool, style: Style = "line") -> list[Line]:

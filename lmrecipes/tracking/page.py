@@ -16,7 +16,8 @@ body { margin: 0; background: var(--back); color: var(--text); line-height: 1.5;
 main { max-width: 1180px; margin: 0 auto; padding: 2.5rem 1.5rem 5rem; }
 h1, h2, h3 { line-height: 1.2; margin: 0; font-weight: 650; letter-spacing: -0.01em; overflow-wrap: anywhere; }
 h1 { font-size: 1.9rem; } h2 { font-size: 1.25rem; margin: 3rem 0 0.25rem; } h3 { font-size: 0.95rem; }
-p { margin: 0.35rem 0; } .muted, .note, h3 small { color: var(--muted); } .note { font-size: 0.9rem; max-width: 75ch; }
+p { margin: 0.35rem 0; } .muted, .note, h3 small, .muted small { color: var(--muted); }
+.note { font-size: 0.9rem; max-width: 85ch; }
 h3 small { font-weight: 400; margin-left: 0.4em; letter-spacing: 0; }
 .kicker { color: var(--accent); font-weight: 600; font-size: 0.85rem; margin: 0 0 0.4rem; }
 .lead { font-size: 1.05rem; max-width: 75ch; }
@@ -25,19 +26,21 @@ h3 small { font-weight: 400; margin-left: 0.4em; letter-spacing: 0; }
 .tile { padding: 0.7rem 0.9rem; } .tile b { display: block; font-size: 1.25rem; font-weight: 620; line-height: 1.3;
   font-variant-numeric: tabular-nums; } .tile span { color: var(--muted); font-size: 0.83rem; }
 .status { display: inline-block; padding: 0.05rem 0.6rem; border-radius: 99px; border: 1px solid currentColor;
-  font-size: 0.83rem; font-weight: 600; color: var(--good); } .status.open { color: var(--bad); }
+  font-size: 0.83rem; font-weight: 600; color: var(--good); white-space: nowrap; } .status.open { color: var(--bad); }
 .scroll { overflow-x: auto; margin-top: 0.9rem; padding: 0.25rem 0.5rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 0.5rem 0.7rem; border-bottom: 1px solid var(--line); vertical-align: baseline; }
 thead th { color: var(--muted); font-weight: 500; font-size: 0.85rem; line-height: 1.3; vertical-align: bottom; }
-tbody tr:last-child > * { border-bottom: 0; } td.n, th.n { text-align: right; }
-tbody th { font-weight: 600; white-space: nowrap; } td small, th small { color: var(--muted); font-weight: 400;
+tbody tr:last-child > * { border-bottom: 0; } td.n, th.n { text-align: right; } td.n { white-space: nowrap; }
+tbody th { font-weight: 600; white-space: nowrap; }
+th.n { min-width: 6.2rem; } td small, th small { color: var(--muted); font-weight: 400;
   font-size: 0.8rem; display: block; } td .up { color: var(--good); } td .down { color: var(--bad); }
-td.best { font-weight: 680; }
+td.long { min-width: 200px; } td.best { font-weight: 680; }
 .key { display: inline-block; width: 0.7em; height: 0.7em; border-radius: 50%; margin-right: 0.45em;
   background: var(--c, var(--text)); border: 2px solid var(--c, var(--text)); vertical-align: -0.02em; }
 .key.hollow { background: transparent; --c: var(--muted); } .key.square { border-radius: 1px; }
-td.where { min-width: 190px; width: 26%; vertical-align: middle; } .track { position: relative; display: block; height: 1.1em; }
+td.where { min-width: 190px; width: 26%; vertical-align: middle; }
+.track { position: relative; display: block; height: 1.1em; }
 .track::before { content: ""; position: absolute; left: 0; right: 0; top: 50%; border-top: 2px solid var(--line); }
 .track .key { position: absolute; top: 50%; margin: -0.4em 0 0 -0.4em; width: 0.8em; height: 0.8em; }
 .track .hollow { background: var(--card); }
@@ -59,8 +62,8 @@ pre { margin: 0; overflow-x: auto; font: 0.82rem/1.55 ui-monospace, SFMono-Regul
 .command pre { flex: 1; min-width: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 .copy { font: inherit; font-size: 0.82rem; color: var(--text); background: transparent; border: 1px solid var(--line);
   border-radius: 6px; padding: 0.15rem 0.6rem; cursor: pointer; }
-dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 0.3rem 1.2rem; margin: 0; }
-dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 0.7rem 1.2rem; margin: 0; }
+dt { color: var(--muted); font-size: 0.83rem; } dd { margin: 0; overflow-wrap: anywhere; }
 .bar { display: flex; height: 1.4rem; border-radius: 5px; overflow: hidden; margin: 0.6rem 0 0.4rem; }
 .bar i { display: block; min-width: 2px; } .run { margin-top: 0.9rem; } .run h3 { margin-bottom: 0.6rem; }
 footer { margin-top: 4rem; color: var(--muted); font-size: 0.85rem; }
@@ -68,7 +71,7 @@ footer { margin-top: 4rem; color: var(--muted); font-size: 0.85rem; }
   .charts { grid-template-columns: minmax(0, 1fr); } .plot { height: 230px; } td.where, th.where { display: none; }
   th, td { padding: 0.45rem 0.5rem; } .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .command { flex-direction: column; }
-  dl { grid-template-columns: minmax(0, 1fr); gap: 0; } dd { margin-bottom: 0.5rem; }
+  dl { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .legend { flex-wrap: nowrap; overflow-x: auto; } .legend button { flex: none; max-width: none; } }
 @media print { .legend { position: static; } .copy { display: none; } .card, figure { break-inside: avoid; } }
 """
@@ -101,7 +104,8 @@ function draw(plot) {
       font: { color: css("--text"), size: 12 } },
     dragmode: touch ? false : "zoom",
     xaxis: { ...axis, showgrid: false, ticks: "outside", ticklen: 4, tickcolor: css("--line"), hoverformat: ",d",
-      rangemode: "tozero", unifiedhovertitle: { text: "step %{x}" } },
+      rangemode: "tozero", spikecolor: css("--muted"), spikethickness: 1, spikedash: "dot",
+      unifiedhovertitle: { text: "step %{x}" } },
     yaxis: { ...axis, nticks: 6, tickformat: percent ? ".0%" : "", hoverformat: percent ? ".1%" : ",.4~g",
       exponentformat: small ? "e" : "SI", rangemode: chart.from_zero ? "tozero" : "normal" },
   }, { displayModeBar: false, responsive: true });

@@ -33,18 +33,23 @@ def write_report(runs: list[Path], to: Path) -> Path:
             problems += error.problems
     if problems:
         raise InputError(problems)
-    write_text_atomically(to, _page(_distinct(found)))
+    write_text_atomically(to, _page(_labelled(found)))
     return to
 
 
-def _distinct(runs: Sequence[RunRecord]) -> list[RunRecord]:
-    """Runs of the same name, from different folders, get a number."""
+def _labelled(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """Names made distinct by a number where they repeat, and labels without the words that all names start with."""
     seen: dict[str, int] = {}
-    result = []
+    names = []
     for run in runs:
         seen[run.name] = seen.get(run.name, 0) + 1
-        result.append(run if seen[run.name] == 1 else replace(run, name=f"{run.name} ({seen[run.name]})"))
-    return result
+        names.append(run.name if seen[run.name] == 1 else f"{run.name} ({seen[run.name]})")
+    words = [name.split("-") for name in names]
+    shared = 0
+    while len(names) > 1 and all(len(parts) > shared + 1 for parts in words) and len({p[shared] for p in words}) == 1:
+        shared += 1
+    labels = ["-".join(parts[shared:]) for parts in words]
+    return [replace(run, name=name, label=label) for run, name, label in zip(runs, names, labels, strict=True)]
 
 
 def _page(runs: Sequence[RunRecord]) -> str:
@@ -53,14 +58,14 @@ def _page(runs: Sequence[RunRecord]) -> str:
 
     tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
     headlines = {task: next(name for run in runs if (name := run.headline(task)) is not None) for task in tasks}
-    groups = groups_of([Track(run.name, run.metrics) for run in runs], tasks, headlines)
+    groups = groups_of([Track(run.label, run.metrics) for run in runs], tasks, headlines)
     charts = [chart for group in groups for chart in (*group.charts, *group.more)]
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
     body = [
         sections.header(runs, title),
         sections.results(runs, tasks),
         sections.differences(runs),
-        sections.curves(groups, tasks if len(runs) == 1 else [run.name for run in runs]),
+        sections.curves(groups, tasks if len(runs) == 1 else [run.label for run in runs]),
         sections.time_spent(runs),
         sections.environments(runs),
         sections.recipes(runs),

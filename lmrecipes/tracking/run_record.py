@@ -22,6 +22,8 @@ class RunRecord:
     """What a run folder says. What the run has not written yet is empty, or None for the final evaluation."""
 
     name: str
+    label: str
+    """The name, without what all runs of a page have in common."""
     recipe: Mapping[str, Any]
     recipe_text: str
     environment: Mapping[str, Any]
@@ -76,6 +78,7 @@ def read_run(path: Path) -> RunRecord:
         written = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.metrics.stat().st_mtime))
     return RunRecord(
         name=folder.path.resolve().name,
+        label=folder.path.resolve().name,
         recipe=recipe,
         recipe_text=recipe_text,
         environment=_read_json(folder.environment) or {},

@@ -67,7 +67,7 @@ def results(runs: Sequence[RunRecord], tasks: Sequence[str]) -> str:
     note = f"On the {' and '.join(splits)} split. "
     if baselines:
         note += "; ".join(f"{b.title}: {b.origin}" for b in baselines) + ". Bold: best of the row. "
-    lacking = [run.name for run in runs if run.evaluation is None]
+    lacking = [run.label for run in runs if run.evaluation is None]
     if lacking:
         note += f"No final evaluation yet: {', '.join(lacking)}."
     short = _results_table(runs, tasks, baselines, headline_only=True)
@@ -90,7 +90,7 @@ def differences(runs: Sequence[RunRecord]) -> str:
             rows.append(f"<tr><th>{escape(key)}</th>{cells}</tr>")
     if not rows:
         return _section("What differs", '<p class="note">Nothing: same recipe, same kind of machine.</p>')
-    heads = "".join(f"<th>{_key(at)}{escape(run.name)}</th>" for at, run in enumerate(runs))
+    heads = "".join(f"<th>{_key(at)}{escape(run.label)}</th>" for at, run in enumerate(runs))
     return _section("What differs", _table(f"<th></th>{heads}", "".join(rows)))
 
 
@@ -109,7 +109,7 @@ def curves(groups: Sequence[Group], names: Sequence[str]) -> str:
         content = f"{note}{_figures(group.charts, at)}" if group.charts else note
         at += len(group.charts)
         if group.more:
-            content += f"<details><summary>All metrics</summary>{_figures(group.more, at)}</details>"
+            content += f"<details><summary>{escape(group.more_title)}</summary>{_figures(group.more, at)}</details>"
             at += len(group.more)
         parts.append(_section(group.title, content))
     return "\n".join(parts)
@@ -123,18 +123,23 @@ def time_spent(runs: Sequence[RunRecord]) -> str:
         if not steps or not sum(steps):
             continue
         share = sum(waits) / sum(steps)
-        name = f"<h3>{_key(at)}{escape(run.name)}</h3>" if len(runs) > 1 else ""
+        name = f"<h3>{_key(at)}{escape(run.label)}</h3>" if len(runs) > 1 else ""
         slowest = statistics.quantiles(steps, n=20)[-1] if len(steps) > 1 else steps[0]
         total = _training_time(run)
         text = (
-            f"{1 - share:.1%} computing, {share:.1%} waiting for data. A step took {_seconds(statistics.median(steps))}"
-            f" (median), the slowest twentieth more than {_seconds(slowest)}."
+            f"A step took {_seconds(statistics.median(steps))} (median), the slowest twentieth more than "
+            f"{_seconds(slowest)}." + (f" {total} of training." if total else "")
+        )
+        shares = [("accent", 1 - share, "computing"), ("wait", share, "waiting for data")]
+        keys = " &ensp;".join(
+            f'<i class="key square" style="--c:var(--{colour})"></i>{part:.1%} {what}' for colour, part, what in shares
+        )
+        bars = "".join(
+            f'<i style="width:{100 * part:.2f}%;background:var(--{colour})"></i>' for colour, part, _ in shares
         )
         parts.append(
-            f'<div class="card run">{name}<p>{escape(f"{total} of training. " if total else "")}{escape(text)}</p>'
-            f'<div class="bar" role="img" aria-label="{escape(text)}">'
-            f'<i style="width:{100 * (1 - share):.2f}%;background:var(--accent)"></i>'
-            f'<i style="width:{100 * share:.2f}%;background:var(--wait)"></i></div></div>'
+            f'<div class="card run">{name}<p>{keys}</p><div class="bar" aria-hidden="true">{bars}</div>'
+            f'<p class="note">{escape(text)}</p></div>'
         )
     return _section("Where the time went", "".join(parts)) if parts else ""
 
@@ -143,14 +148,14 @@ def environments(runs: Sequence[RunRecord]) -> str:
     """Where it ran, and the command that started it."""
     parts = []
     for at, run in enumerate(runs):
-        name = f"<h3>{_key(at)}{escape(run.name)}</h3>" if len(runs) > 1 else ""
+        name = f"<h3>{_key(at)}{escape(run.label)}</h3>" if len(runs) > 1 else ""
         if not run.environment:
             parts.append(f'<div class="card run">{name}<p class="note">environment.json is not written yet.</p></div>')
             continue
         facts = {key: value for key, value in run.environment.items() if key not in ("command", "versions")}
-        facts |= {f"{key} version": value for key, value in (run.environment.get("versions") or {}).items()}
+        facts |= {str(key): value for key, value in (run.environment.get("versions") or {}).items()}
         rows = "".join(
-            f"<dt>{escape(words(str(key)))}</dt><dd>{escape(_plain(value))}</dd>"
+            f"<div><dt>{escape(words(str(key)))}</dt><dd>{escape(_plain(value))}</dd></div>"
             for key, value in facts.items()
             if value not in (None, "")
         )
@@ -175,7 +180,7 @@ def _results_table(
     single = len(runs) == 1
     heads = ["<th>Task</th>", "<th>Metric</th>"]
     heads += [
-        f"<th class=n>{'<i class=key></i>This run' if single else _key(at) + escape(run.name)}</th>"
+        f"<th class=n>{'<i class=key></i>This run' if single else _key(at) + escape(run.label)}</th>"
         for at, run in enumerate(runs)
     ]
     heads += [
@@ -257,7 +262,7 @@ def _run_row(at: int, run: RunRecord) -> str:
         f"<tr><th>{_key(at)}{escape(run.name)}</th><td>{escape(str(run.recipe.get('name', '')))}</td>"
         f"<td>{_state(run)}</td><td class=n>{escape(_training_time(run) or '')}</td>"
         f"<td class=n>{_compact(statistics.median(speed)) if speed else ''}</td>"
-        f"<td>{escape(hardware(run.environment))}</td></tr>"
+        f'<td class="long">{escape(hardware(run.environment))}</td></tr>'
     )
 
 
@@ -266,7 +271,7 @@ def _state(run: RunRecord) -> str:
         return '<span class="status">finished</span>'
     of = f" of {run.steps:,}" if run.steps else ""
     last = f", last line {run.written}" if run.written else ""
-    return f'<span class="status open">not finished: step {run.step:,}{of}{escape(last)}</span>'
+    return f'<span class="status open">not finished</span> <small>step {run.step:,}{of}{escape(last)}</small>'
 
 
 def _training_time(run: RunRecord) -> str | None:

@@ -94,6 +94,11 @@ class Engine:
         """The model without its wrappers."""
         return self.model.module if hasattr(self.model, "module") else self.model
 
+    @property
+    def holds_half(self) -> bool:
+        """Whether the model's own weights are 16-bit (with fp32 masters elsewhere), rather than cast when used."""
+        return self.deepspeed is not None and bool(self.model.fp16_enabled() or self.model.bfloat16_enabled())
+
     def prepare(self, model: nn.Module) -> None:
         """Wrap the model (a `MultiTaskModel` in fp32) and make its optimizer."""
         offload = bool(self.deepspeed and self.deepspeed["zero_optimization"].get("offload_optimizer"))
@@ -130,7 +135,7 @@ class Engine:
             scale = float(scaler.get_scale()) if scaler is not None else None
             return StepResult(float(norm), not self.accelerator.optimizer_step_was_skipped, scale)
         norm = None
-        if self.zero_stage == 0 and not self._holds_half():
+        if self.zero_stage == 0 and not self.holds_half:
             norm = nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
         self.model.step()
         norm = self.model.get_global_grad_norm() if norm is None else norm
@@ -220,9 +225,6 @@ class Engine:
         """Leave the process group."""
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-
-    def _holds_half(self) -> bool:
-        return bool(self.model.fp16_enabled() or self.model.bfloat16_enabled())
 
 
 def prepare_environment() -> None:

@@ -1,8 +1,8 @@
 """The exported model: a folder whose trunk plain `transformers` loads, with the heads beside it.
 
-    model/  config.json model.safetensors   the trunk: `AutoModel.from_pretrained("model")`
-            tokenizer files                 `AutoTokenizer.from_pretrained("model")`
-            heads.safetensors heads.json    one linear head per task, label names, pooling
+model/  config.json model.safetensors   the trunk: `AutoModel.from_pretrained("model")`
+        tokenizer files                 `AutoTokenizer.from_pretrained("model")`
+        heads.safetensors heads.json    one linear head per task, label names, pooling
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,12 +30,16 @@ TRUNK, HEADS = "trunk.model.", "heads."
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A model read back, in fp32 on the CPU, with what is needed to use it."""
+    """A model read back, in fp32 on the CPU, with what is needed to use it.
+
+    compute, autocast: the arithmetic that it was trained in; autocast: fp32 weights cast at each product.
+    """
 
     model: MultiTaskModel
     specs: dict[str, HeadSpec]
     max_length: int
     compute: str
+    autocast: bool
 
 
 def export_model(engine: Engine, recipe: Recipe, specs: dict[str, HeadSpec], folder: Path) -> None:
@@ -59,6 +62,7 @@ def export_model(engine: Engine, recipe: Recipe, specs: dict[str, HeadSpec], fol
             "pooling": recipe.model.pooling,
             "max_length": recipe.model.max_length,
             "compute": recipe.precision.compute,
+            "autocast": not engine.holds_half,
             "tasks": {name: spec.as_dict() for name, spec in specs.items()},
         },
     )
@@ -69,17 +73,24 @@ def export_model(engine: Engine, recipe: Recipe, specs: dict[str, HeadSpec], fol
 
 def load_exported(folder: Path) -> ExportedModel:
     """Read a folder that `export_model` wrote. Raises InputError where it is none."""
-    missing = [f for f in ("config.json", "model.safetensors", "heads.json", "heads.safetensors") if not (folder / f).is_file()]
+    missing = [
+        f for f in ("config.json", "model.safetensors", "heads.json", "heads.safetensors") if not (folder / f).is_file()
+    ]
     if missing:
         raise InputError(
-            Problem(str(folder), f"not an exported model: no {', '.join(missing)}", "name a run that has finished", "model-missing")
+            Problem(
+                str(folder),
+                f"not an exported model: no {', '.join(missing)}",
+                "name a run that has finished",
+                "model-missing",
+            )
         )
     saved = json.loads((folder / "heads.json").read_text())
     specs = {name: HeadSpec.from_dict(spec) for name, spec in saved["tasks"].items()}
     trunk = load_trunk(Model(pretrained=str(folder), pooling=saved["pooling"], max_length=saved["max_length"]), seed=0)
     model = MultiTaskModel(trunk, specs)
     model.heads.load_state_dict(load_file(folder / "heads.safetensors"))
-    return ExportedModel(model.eval(), specs, saved["max_length"], saved["compute"])
+    return ExportedModel(model.eval(), specs, saved["max_length"], saved["compute"], saved["autocast"])
 
 
 def _under(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -88,4 +99,5 @@ def _under(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _contiguous(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """safetensors stores no shared memory: every tensor gets its own."""
-    return {name: tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).clone().contiguous() for name, tensor in weights.items()}
+    as_stored = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in as_stored.items()}

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from lmrecipes.data.batches import Batcher, Step, TrainingStream
-from lmrecipes.data.encode import EncodedTask, encode_tasks
-from lmrecipes.data.mixture import Mixture, example_weights
+from lmrecipes.data.encode import EncodedTask, encode_tasks, training_rows
+from lmrecipes.data.mixture import build_mixture
 from lmrecipes.files import write_json
 from lmrecipes.models.heads import HeadSpec, head_spec
 from lmrecipes.models.multitask import MultiTaskModel
@@ -79,11 +79,13 @@ class Training:
         if isinstance(self.run, InputError):
             raise self.run
         self.specs = head_specs(self.tasks)
-        self.mixture = build_mixture(recipe, self.tasks)
+        self.mixture = build_mixture(recipe, training_rows(self.tasks))
         self.target = dict(zip(self.mixture.tasks, self.mixture.shares, strict=True))
         self.scales = loss_scales(recipe, self.specs)
         batcher = Batcher({name: task.train for name, task in self.tasks.items()}, self.specs, self.scales)
-        self.stream = TrainingStream(batcher, self.mixture, self.engine.plan, recipe.batch.length_buckets, self.engine.rank)
+        self.stream = TrainingStream(
+            batcher, self.mixture, self.engine.plan, recipe.batch.length_buckets, self.engine.rank
+        )
         model = MultiTaskModel(load_trunk(recipe.model, recipe.seed), self.specs)
         self.flops_per_token = training_flops_per_token(model)
         self.engine.prepare(model)
@@ -303,16 +305,9 @@ def loss_scales(recipe: Recipe, specs: dict[str, HeadSpec]) -> dict[str, float]:
     """Factor of each task's mean loss in the total."""
     normalize = recipe.loss_normalization == "constant_predictor"
     return {
-        name: recipe.tasks[name].loss_factor / (spec.constant_loss if normalize else 1.0) for name, spec in specs.items()
+        name: recipe.tasks[name].loss_factor / (spec.constant_loss if normalize else 1.0)
+        for name, spec in specs.items()
     }
-
-
-def build_mixture(recipe: Recipe, tasks: dict[str, EncodedTask]) -> Mixture:
-    """The stream of the recipe over its encoded tasks."""
-    rows = {name: len(task.train) for name, task in tasks.items()}
-    weights = {name: task.weight for name, task in recipe.tasks.items()}
-    shares = example_weights(weights, rows, recipe.mixture.temperature)
-    return Mixture(tuple(tasks), tuple(rows.values()), tuple(shares.values()), recipe.seed)
 
 
 def launcher() -> str:

@@ -138,7 +138,7 @@ BROKEN_JSON = [
     ("batch-identity", "error", {"train_micro_batch_size_per_gpu": REMOVE}, "train_micro_batch_size_per_gpu", {}),
     ("ga-mismatch", "error", {"gradient_accumulation_steps": 2}, "gradient_accumulation_steps", {}),
     ("ga-mismatch", "error", {"gradient_accumulation_steps": REMOVE}, "gradient_accumulation_steps", {}),
-    ("micro-mismatch", "error", {"train_micro_batch_size_per_gpu": 4}, "train_micro_batch_size_per_gpu", {}),
+    ("batch-identity", "error", {"train_micro_batch_size_per_gpu": 4}, "train_micro_batch_size_per_gpu", {}),
     (
         "z3-save",
         "error",
@@ -147,6 +147,9 @@ BROKEN_JSON = [
         {"zero": 3},
     ),
     ("offload-noop", "error", {f"{ZERO}.offload_param": CPU_OFFLOAD}, f"{ZERO}.offload_param", {}),
+    ("ds-value", "error", {"gradient_clipping": True}, "gradient_clipping", {}),
+    ("ds-unsupported", "error", {"compile": {"deepcompile": True}}, "compile", {}),
+    ("ds-unsupported", "error", {"sequence_parallel_size": 2}, "sequence_parallel_size", {}),
     ("offload-noop", "error", {f"{ZERO}.offload_optimizer": CPU_OFFLOAD}, f"{ZERO}.offload_optimizer", {"zero": 0}),
     (
         "offload-noop",
@@ -223,7 +226,7 @@ BROKEN_JSON = [
         "error",
         {f"{ZERO}.offload_optimizer": CPU_OFFLOAD, "zero_force_ds_cpu_optimizer": REMOVE},
         "zero_force_ds_cpu_optimizer",
-        {"recipe": recipe_for(optimizer="sgd")},
+        {},
     ),
     ("precision-hw", "error", {}, "bf16.enabled", {"hardware": Hardware.parse("2xV100")}),
     ("precision-hw", "error", {}, "torch_autocast.enabled", {"hardware": Hardware.parse("2xT4"), "zero": 0}),
@@ -350,6 +353,9 @@ def test_messages_name_value_and_nearest_word():
     assert clip.fix == "write 1"
     [accumulation] = check({"gradient_accumulation_steps": 3})
     assert accumulation.fix == "write 4"
+    assert accumulation.what.startswith("3, ")
+    [absent] = check({"gradient_accumulation_steps": REMOVE})
+    assert "missing" in absent.what
 
 
 def test_batch_is_compared_at_the_world_size_of_the_yaml_else_of_the_hardware():
@@ -370,16 +376,22 @@ def test_harmless_sections_are_accepted():
     assert check({"tensor_parallel": {"autotp_size": 0}, "data_efficiency": {"enabled": False}, "compile": {}}) == []
     assert check({"wandb": {"enabled": False}, "flops_profiler": {"enabled": True, "profile_step": 2}}) == []
     assert check({f"{ZERO}.reduce_bucket_size": 5e8, "data_types.keep_in_fp32_modules": "auto"}) == []
-    assert check({f"{ZERO}.offload_optimizer": {"device": "none"}}) == []
+    assert check({f"{ZERO}.offload_optimizer": {"device": "none"}}, zero=0) == []
+    assert check({f"{ZERO}.offload_optimizer": {"pin_memory": False}}, zero=0) == []
+    assert check({f"{ZERO}.offload_optimizer": CPU_OFFLOAD}, zero=1) == []
+    assert check({f"{ZERO}.offload_param": CPU_OFFLOAD}, zero=3) == []
+    assert check({"data_efficiency": {"enabled": False, "seed": 1234}}) == []
 
 
 def test_an_empty_deepspeed_section_beside_a_given_json_is_accepted():
     assert check(None, {"deepspeed_config": {"zero3_init_flag": False}}) == []
 
 
-def test_sgd_may_stay_on_the_host():
-    changes = {f"{ZERO}.offload_optimizer": CPU_OFFLOAD, "zero_force_ds_cpu_optimizer": False}
-    assert check(changes, recipe=recipe_for(optimizer="sgd")) == []
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_an_optimizer_may_live_on_the_host(optimizer):
+    assert check({f"{ZERO}.offload_optimizer": CPU_OFFLOAD}, recipe=recipe_for(optimizer=optimizer)) == []
+    forced = {"zero_force_ds_cpu_optimizer": True}  # says nothing without offload
+    assert check(forced, recipe=recipe_for(optimizer=optimizer)) == []
 
 
 def test_without_files_only_the_recipe_and_the_machine_speak():
@@ -391,6 +403,21 @@ def test_without_files_only_the_recipe_and_the_machine_speak():
 def test_a_yaml_for_deepspeed_without_any_json_is_refused():
     launch = parse_accelerate("{distributed_type: DEEPSPEED, num_processes: 2, deepspeed_config: {}}", "launch.yaml")
     assert [p.id for p in preflight(recipe_for(), None, launch, GPU)] == ["yaml-json-path"]
+
+
+def test_a_yaml_that_names_a_json_and_does_not_start_deepspeed():
+    text = "{distributed_type: MULTI_GPU, num_processes: 2, deepspeed_config: {deepspeed_config_file: a.json}}"
+    launch = parse_accelerate(text, "launch.yaml")
+    assert [p.id for p in preflight(recipe_for(), None, launch, GPU)] == ["yaml-distributed-type"]
+
+
+def test_yaml_fields_that_repeat_the_recipe_are_accepted():
+    same = {f"{DS}.deepspeed_config_file": REMOVE, f"{DS}.gradient_accumulation_steps": 4, f"{DS}.gradient_clipping": 1}
+    assert check(None, {**same, "mixed_precision": "bf16"}) == []
+
+
+def test_nvme_with_a_path_is_accepted():
+    assert check({f"{ZERO}.offload_optimizer": {"device": "nvme", "nvme_path": "/nvme"}}, zero=3) == []
 
 
 def test_multi_cpu_starts_one_process_only():

@@ -1,9 +1,11 @@
 """Results beside baselines, for terminals and READMEs."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up_run import make_evaluation
 from rich.console import Console
 
 from lmrecipes.problems import InputError
@@ -17,6 +19,12 @@ from lmrecipes.tracking.results import (
     results_table,
     write_results_into,
 )
+
+
+@pytest.fixture
+def evaluation() -> dict[str, Any]:
+    """The content of an evaluation.json, to change at will."""
+    return copy.deepcopy(make_evaluation("bert_multitask-20261122-101530"))
 
 
 def printed(evaluation: dict[str, Any], width: int = 140) -> str:

@@ -1,12 +1,10 @@
 """A run folder as training writes it, made up: 4 tasks, 300 steps."""
 
 import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from lmrecipes.files import write_json
@@ -153,16 +151,3 @@ def make_run(folder: Path, lr: float = 3e-4, better_by: float = 0.0, done: int =
     if finished:
         write_json(folder / "evaluation.json", make_evaluation(folder.name, better_by))
     return folder
-
-
-@pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run; tests must not change it."""
-    return make_run(tmp_path_factory.mktemp("runs") / "bert_multitask-20261122-101530")
-
-
-@pytest.fixture
-def evaluation() -> dict[str, Any]:
-    """The content of an evaluation.json, to change at will."""
-    content: dict[str, Any] = json.loads(json.dumps(make_evaluation("bert_multitask-20261122-101530")))
-    return content
