@@ -39,10 +39,10 @@ class TrainOptions:
     """With --zero 2 or 3: optimizer states (and at 3 the parameters) in the host's memory."""
     deepspeed: Path | None = None
     """A DeepSpeed JSON of your own, in place of --zero."""
-    run: Path | None = None
+    run_folder: Path | None = None
     """The run folder. None: a new one under runs/."""
     resume: bool = False
-    """Continue from the newest checkpoint of `--run`, or of this recipe's newest unfinished run."""
+    """Continue from the newest checkpoint of `--run-folder`, or of this recipe's newest unfinished run."""
     until: int | None = None
     """Stop with a checkpoint after this step; `--resume` goes on from there."""
     baselines: bool = False
@@ -76,7 +76,7 @@ def train(reference: str, args: Sequence[str]) -> int:
 def start_ranks(file: RecipeFile, run: RunFolder, config: Path | None, processes: int, flags: Sequence[str]) -> int:
     """Start the ranks of a run and wait for them; prints the exact command first."""
     target = [str(file.path)] if file.path.suffix == ".py" else ["-m", "lmrecipes.launching", str(file.path)]
-    where = [*(["--deepspeed", str(config)] if config else []), "--run", str(run.path)]
+    where = [*(["--deepspeed", str(config)] if config else []), "--run-folder", str(run.path)]
     launch = [sys.executable]
     if processes > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
@@ -121,22 +121,22 @@ def _prepare_data(recipe: Recipe) -> None:
 
 def _run_folder(options: TrainOptions, recipe: Recipe) -> RunFolder:
     if options.resume:
-        run = open_run(options.run) if options.run is not None else latest_run(recipe.name)
+        run = open_run(options.run_folder) if options.run_folder is not None else latest_run(recipe.name)
         if run is None:
             problem = f"no unfinished run of {recipe.name!r} under runs/"
-            raise InputError(Problem("--resume", problem, "name one with --run", "resume-nothing"))
+            raise InputError(Problem("--resume", problem, "name one with --run-folder", "resume-nothing"))
         return run
-    if options.run is None:
+    if options.run_folder is None:
         return new_run(recipe.name)
-    if (options.run / "metrics.jsonl").exists():
+    if (options.run_folder / "metrics.jsonl").exists():
         raise InputError(
-            Problem("--run", f"{options.run} holds a run already", "add --resume, or name a new folder", "run-exists")
+            Problem("--run-folder", f"{options.run_folder} holds a run already", "add --resume, or name a new folder", "run-exists")
         )
-    options.run.mkdir(parents=True, exist_ok=True)
-    return RunFolder(options.run)
+    options.run_folder.mkdir(parents=True, exist_ok=True)
+    return RunFolder(options.run_folder)
 
 
-_OWN_FLAGS = {"--processes": 1, "--zero": 1, "--offload": 0, "--no-offload": 0, "--deepspeed": 1, "--run": 1,
+_OWN_FLAGS = {"--processes": 1, "--zero": 1, "--offload": 0, "--no-offload": 0, "--deepspeed": 1, "--run-folder": 1,
               "--resume": 0, "--no-resume": 0, "--baselines": 0, "--no-baselines": 0}  # fmt: skip
 
 

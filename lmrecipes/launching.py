@@ -33,10 +33,10 @@ class ProcessOptions:
 
     deepspeed: Path | None = None
     """A complete DeepSpeed JSON. None: what `accelerate launch` names in its YAML, else plain torch."""
-    run: Path | None = None
+    run_folder: Path | None = None
     """The run folder. None: a new one under runs/."""
     resume: bool = False
-    """Continue from the newest checkpoint of `--run`, or of this recipe's newest unfinished run."""
+    """Continue from the newest checkpoint of `--run-folder`, or of this recipe's newest unfinished run."""
     until: int | None = None
     """Stop with a checkpoint after this step; `--resume` goes on from there."""
 
@@ -111,13 +111,13 @@ def run_process(file: RecipeFile, args: Sequence[str]) -> int:
     check_launch(recipe, deepspeed)
     from lmrecipes.training.loop import Interrupted, Start, Training
 
-    start = Start(deepspeed[1] if deepspeed else None, options.run, options.resume, options.until)
+    start = Start(deepspeed[1] if deepspeed else None, options.run_folder, options.resume, options.until)
     training = Training(recipe, start)
     try:
         result = training.fit()
     except Interrupted as stop:
         if training.engine.is_main:
-            resume = f"--resume --run {training.run.path}"
+            resume = f"--resume --run-folder {training.run.path}"
             Console(stderr=True).print(f"{stop}. Go on with {resume}", markup=False, highlight=False)
         return 128 + stop.number
     finally:

@@ -252,7 +252,7 @@ class Training:
                 Problem(
                     str(self.run.checkpoints),
                     "no complete checkpoint to resume from",
-                    "start without --resume, or name another run with --run",
+                    "start without --resume, or name another run with --run-folder",
                     "resume-nothing",
                 )
             )
@@ -279,7 +279,7 @@ def _folder(recipe: Recipe, start: Start) -> RunFolder | InputError:
         found = latest_run(recipe.name)
         if found is None:
             problem = Problem(
-                "--resume", f"no unfinished run of {recipe.name!r} under runs/", "name one with --run", "resume-nothing"
+                "--resume", f"no unfinished run of {recipe.name!r} under runs/", "name one with --run-folder", "resume-nothing"
             )
             return InputError(problem)
         return found

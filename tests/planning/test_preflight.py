@@ -147,6 +147,7 @@ BROKEN_JSON = [
         {"zero": 3},
     ),
     ("offload-noop", "error", {f"{ZERO}.offload_param": CPU_OFFLOAD}, f"{ZERO}.offload_param", {}),
+    ("batch-identity", "error", {"gradient_accumulation_steps": True}, "gradient_accumulation_steps", {}),
     ("ds-value", "error", {"gradient_clipping": True}, "gradient_clipping", {}),
     ("ds-unsupported", "error", {"compile": {"deepcompile": True}}, "compile", {}),
     ("ds-unsupported", "error", {"sequence_parallel_size": 2}, "sequence_parallel_size", {}),
@@ -256,6 +257,7 @@ BROKEN_YAML = [
     ("nproc", "error", {}, "num_processes", {"hardware": Hardware.parse("1xA100")}),
     ("nproc", "warning", {}, "num_processes", {"hardware": Hardware.parse("4xA100")}),
     ("nproc", "warning", {}, "num_processes", {"hardware": Hardware.parse("4xcpu")}),
+    ("nproc", "warning", {}, "num_processes", {"hardware": Hardware.parse("1xcpu")}),
     ("yaml-use-cpu", "warning", {"use_cpu": True}, "use_cpu", {}),
     ("z3-init", "error", {f"{DS}.zero3_init_flag": True}, f"{DS}.zero3_init_flag", {"zero": 3}),
     ("z3-init", "warning", {f"{DS}.zero3_init_flag": REMOVE}, f"{DS}.zero3_init_flag", {"zero": 3}),
@@ -358,6 +360,33 @@ def test_messages_name_value_and_nearest_word():
     assert "missing" in absent.what
 
 
+def test_messages_say_what_was_found():
+    [empty] = check(None, {f"{DS}.zero_stage": None})
+    assert "empty field" in empty.what
+    [given] = check(None, {f"{DS}.zero_stage": 3})
+    assert given.what.startswith("3 ")
+    [unknown] = check(None, {"num_procesess": 2})
+    assert "refuses" in unknown.what
+    assert "Did you mean `num_processes`?" in unknown.fix
+    [ignored] = check(None, {f"{DS}.zero_stag": 2})
+    assert "silently" in ignored.what
+    forced = {f"{ZERO}.offload_optimizer": CPU_OFFLOAD, "zero_force_ds_cpu_optimizer": True}
+    [sgd] = check(forced, recipe=recipe_for(optimizer="sgd"))
+    assert sgd.what.endswith("becomes Adam")
+    [adamw] = check(forced)
+    assert "L2" in adamw.what
+
+
+@pytest.mark.parametrize("word", ["true", "True", 1])
+def test_a_switch_that_only_deepspeed_reads_as_on_counts_as_on(word):
+    assert [p.id for p in check({"fp16.enabled": word})] == ["ds-value", "fp16-and-bf16"]
+
+
+def test_the_json_decides_what_the_hardware_must_be_able_to():
+    problems = check({}, recipe=recipe_for("fp32"), hardware=Hardware.parse("2xV100"))
+    assert [p.id for p in problems] == ["precision-mismatch", "precision-hw"]
+
+
 def test_batch_is_compared_at_the_world_size_of_the_yaml_else_of_the_hardware():
     recipe = recipe_for()
     pair = launch_pair(recipe, 2, "bf16", 4, "cuda")
@@ -409,6 +438,7 @@ def test_a_yaml_that_names_a_json_and_does_not_start_deepspeed():
     text = "{distributed_type: MULTI_GPU, num_processes: 2, deepspeed_config: {deepspeed_config_file: a.json}}"
     launch = parse_accelerate(text, "launch.yaml")
     assert [p.id for p in preflight(recipe_for(), None, launch, GPU)] == ["yaml-distributed-type"]
+    assert [p.id for p in check(None, {"distributed_type": "MULTI_GPU", DS: REMOVE})] == ["yaml-distributed-type"]
 
 
 def test_yaml_fields_that_repeat_the_recipe_are_accepted():
@@ -490,6 +520,15 @@ def test_words_that_look_like_comments_stay_inside_texts():
     loaded = parse_deepspeed(r'{"path": "http://x/*y*/#z", "quote": "\"//", "comma": ",]"}', "x.json")
     assert loaded.problems == ()
     assert loaded.data == {"path": "http://x/*y*/#z", "quote": '"//', "comma": ",]"}
+
+
+def test_places_stay_exact_behind_a_long_comment():
+    loaded = parse_deepspeed('{"a": 1, /* one\ntwo */\n"b" 2}', "x.json")
+    assert [p.where for p in loaded.problems] == ["x.json: line 1", "x.json: line 3, column 5"]
+
+
+def test_a_comment_without_an_end():
+    assert [p.id for p in parse_deepspeed('{"a": 1} /* for ever', "x.json").problems] == ["json-dialect"]
 
 
 def test_reading_goes_on_behind_a_comment():
