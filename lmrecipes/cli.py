@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,9 +16,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from lmrecipes.flags import Options, parse
 from lmrecipes.planning.launch_pair import STANDARD_PAIRS, Stage, launch_pair, write_ddp_yaml, write_pair
 from lmrecipes.problems import InputError, Problem, did_you_mean
+from lmrecipes.recipe import Recipe
+from lmrecipes.recipe_files import RecipeFile, find_recipe, recipe_names, recipe_path, summary
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,10 @@ class ConfigureOptions:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Flags of `lmrecipes evaluate`."""
+    """Arguments of `lmrecipes evaluate`."""
 
+    run: tyro.conf.Positional[Path]
+    """The folder of a finished run."""
     task: str | None = None
     """Only this task."""
     data: Path | None = None
@@ -74,27 +81,56 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Flags of `lmrecipes export`."""
+    """Arguments of `lmrecipes export`."""
 
+    run: tyro.conf.Positional[Path]
+    """The folder of a finished run."""
     to: Path
     """The new folder."""
 
 
 @dataclass(frozen=True)
-class ReportOptions:
-    """Flags of `lmrecipes report`."""
+class AssetsOptions:
+    """Arguments of `lmrecipes assets`."""
 
+    action: tyro.conf.Positional[Literal["list", "fetch", "verify"]] = "list"
+    """list: the assets; fetch: put them into the cache; verify: compare the cached files with their hashes."""
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Which. None: all."""
+    quickstart: bool = False
+    """Those of the default recipe."""
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A command without flags."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Arguments of `lmrecipes report`."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
+    """The runs' folders."""
     to: Path | None = None
     """The page. None: report.html in the first run's folder."""
 
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # `lmrecipes schema | head`: who reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
 
 
 def run(args: Sequence[str]) -> int:
     """Run one command line; returns its exit code."""
+    from lmrecipes.launching import guarded
+
     if not args or args[0] in ("-h", "--help"):
         return _help()
     if args[0] == "--version":
@@ -102,14 +138,17 @@ def run(args: Sequence[str]) -> int:
 
         print(__version__)
         return 0
-    from lmrecipes.launching import guarded
+    try:
+        return guarded(lambda: _command(args[0])(args[1:]))
+    except SystemExit as stop:  # tyro has spoken: its help, or what is wrong with a flag
+        return stop.code if isinstance(stop.code, int) else 0
 
-    if args[0] not in COMMANDS:
-        problem = Problem(
-            "command", f"no command {args[0]!r}.{did_you_mean(args[0], COMMANDS)}", "see `lmrecipes --help`", "command"
-        )
-        return guarded(lambda: _raise(InputError(problem)))
-    return guarded(lambda: COMMANDS[args[0]][1](args[1:]))
+
+def _command(name: str) -> Callable[[Sequence[str]], int]:
+    if name not in COMMANDS:
+        what = f"no command {name!r}.{did_you_mean(name, COMMANDS)}"
+        raise InputError(Problem("lmrecipes", what, "see `lmrecipes --help`", "command-unknown"))
+    return COMMANDS[name][1]
 
 
 def _help() -> int:
@@ -127,12 +166,29 @@ def _help() -> int:
     return 0
 
 
-def _raise(error: Exception) -> int:
-    raise error
-
-
 def _parse(options: type[Any], args: Sequence[str], command: str) -> Any:
-    return tyro.cli(options, args=list(args), prog=f"lmrecipes {command}", description=COMMANDS[command][1].__doc__)
+    about = (COMMANDS[command][1].__doc__ or "").strip()
+    return tyro.cli(options, args=list(args), prog=f"lmrecipes {command}", description=about)
+
+
+def _recipe(args: Sequence[str], options: type[Options], command: str) -> tuple[RecipeFile, Options, Recipe]:
+    """The recipe that the first argument names, with the flags after it applied."""
+    file = _recipe_file(args, options, command)
+    chosen, recipe = parse(file, options, args[1:], f"lmrecipes {command} {args[0]}")
+    return file, chosen, recipe
+
+
+def _recipe_file(args: Sequence[str], options: type[Any], command: str) -> RecipeFile:
+    """The file of the recipe before the flags. Prints the command's own help where only that is asked for."""
+    if args and args[0] in ("-h", "--help"):
+        about = (COMMANDS[command][1].__doc__ or "").strip()
+        more = f"Every field of a recipe is a flag too: see `lmrecipes {command} RECIPE --help`."
+        tyro.cli(options, args=["--help"], prog=f"lmrecipes {command} RECIPE", description=f"{about}\n\n{more}")
+    if not args or args[0].startswith("-"):
+        what = "no RECIPE given" if not args else f"{args[0]!r} stands where the RECIPE belongs"
+        fix = f"write `lmrecipes {command} RECIPE`, then the flags; `lmrecipes list` names the recipes"
+        raise InputError(Problem(f"lmrecipes {command}", what, fix, "argument-missing"))
+    return find_recipe(args[0])
 
 
 def _print_json(content: Any) -> None:
@@ -141,24 +197,11 @@ def _print_json(content: Any) -> None:
     print(json_text(content, indent=1))
 
 
-def _first(args: Sequence[str], what: str, command: str) -> tuple[str, Sequence[str]]:
-    """The positional argument before the flags."""
-    if args and not args[0].startswith("-"):
-        return args[0], args[1:]
-    if args and args[0] in ("-h", "--help"):
-        return "", args
-    raise InputError(
-        Problem(command, f"no {what} given", f"write `lmrecipes {command} {what} ...`", "argument-missing")
-    )
-
-
 def _list(args: Sequence[str]) -> int:
     """Recipes, one line each."""
-    from lmrecipes.recipe_files import recipe_names, recipe_path, summary
-
-    as_json = bool(args) and _parse(JsonOption, args, "list").json
+    options = _parse(JsonOption, args, "list")
     rows = [(name, *summary(recipe_path(name))) for name in recipe_names()]
-    if as_json:
+    if options.json:
         _print_json([{"name": name, "about": about, "variants": variants} for name, about, variants in rows])
         return 0
     table = Table.grid(padding=(0, 3))
@@ -170,11 +213,9 @@ def _list(args: Sequence[str]) -> int:
 
 def _show(args: Sequence[str]) -> int:
     """The resolved recipe as YAML, and its mixture in numbers."""
-    from lmrecipes.launching import parse, quieten
-    from lmrecipes.recipe_files import find_recipe
+    _, options, recipe = _recipe(args, JsonOption, "show")
+    from lmrecipes.launching import quieten
 
-    reference, rest = _first(args, "RECIPE", "show")
-    options, recipe = parse(find_recipe(reference), JsonOption, rest, f"lmrecipes show {reference}")
     quieten()
     from lmrecipes.data.encode import encode_tasks
     from lmrecipes.data.facts import mixture_facts
@@ -191,73 +232,76 @@ def _show(args: Sequence[str]) -> int:
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     for task, fact in facts.items():
         table.add_row(
-            task, f"{fact['rows']:,}", f"{fact['tokens_per_row']:.1f}", f"{fact['truncated']:,}", f"{fact['skipped']:,}",
-            f"{fact['share']:.1%}", f"{fact['token_share']:.1%}", f"{fact['examples']:,}", f"{fact['epochs']:.2f}",
+            task, f"{fact['rows']:,}", f"{fact['tokens_per_row']:.1f}", f"{fact['truncated']:,}",
+            f"{fact['skipped']:,}", f"{fact['share']:.1%}", f"{fact['token_share']:.1%}", f"{fact['examples']:,}",
+            f"{fact['epochs']:.2f}",
         )  # fmt: skip
     Console().print(table)
     return 0
 
 
 def _check(args: Sequence[str]) -> int:
-    """All problems of a recipe and its launch files at once.
+    """All problems of a recipe, its data and its launch files at once.
 
     Exit code 0: none, 1: warnings only, 2: errors.
     """
-    from lmrecipes.launching import parse
     from lmrecipes.machine import this_machine
-    from lmrecipes.planning.check import check_recipe
+    from lmrecipes.planning.check import check_data, check_recipe
     from lmrecipes.planning.hardware import Hardware
-    from lmrecipes.recipe_files import find_recipe
 
-    reference, rest = _first(args, "RECIPE", "check")
     try:
-        file = find_recipe(reference)
-        options, recipe = parse(file, CheckOptions, rest, f"lmrecipes check {reference}")
+        file, options, recipe = _recipe(args, CheckOptions, "check")
         hardware = Hardware.parse(options.hardware) if options.hardware else this_machine()
         explicit = options.hardware is not None
         problems = check_recipe(recipe, file.folder, options.deepspeed, options.accelerate, hardware, explicit)
+        problems += check_data(recipe)
     except InputError as error:
         problems = error.problems
-    if "--json" in rest:
+    if "--json" in args:
         _print_json([problem.as_dict() for problem in problems])
     elif problems:
-        table = Table(show_lines=True)
-        for column in ("id", "severity", "where", "what", "fix"):
-            table.add_column(column, overflow="fold")
-        for p in problems:
-            table.add_row(
-                p.id, f"[{'red' if p.severity == 'error' else 'yellow'}]{p.severity}[/]", p.where, p.what, p.fix
-            )
-        Console().print(table)
+        Console().print(_problem_table(problems))
+        errors = sum(problem.severity == "error" for problem in problems)
+        print(f"errors: {errors}, warnings: {len(problems) - errors}")
     else:
-        print(f"{reference}: no problems")
-    return 2 if any(p.severity == "error" for p in problems) else 1 if problems else 0
+        print(f"{args[0]}: no problems")
+    return 2 if any(problem.severity == "error" for problem in problems) else 1 if problems else 0
+
+
+def _problem_table(problems: Sequence[Problem]) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_lines=True, padding=(0, 1, 0, 0))
+    table.add_column("problem", no_wrap=True)
+    table.add_column("where, what and how to fix it", overflow="fold")
+    for problem in problems:
+        colour = "red" if problem.severity == "error" else "yellow"
+        text = Text.assemble((problem.where, "bold"), f"\n{problem.what}\n", (f"fix: {problem.fix}", "green"))
+        table.add_row(Text.assemble(problem.id, (f"\n{problem.severity}", colour)), text)
+    return table
 
 
 def _configure(args: Sequence[str]) -> int:
     """Write a launch pair: a DeepSpeed JSON and the Accelerate YAML that uses it."""
-    from lmrecipes.launching import parse
     from lmrecipes.machine import this_machine
     from lmrecipes.planning.hardware import Hardware
-    from lmrecipes.recipe_files import find_recipe
 
-    reference, rest = _first(args, "RECIPE", "configure")
-    file = find_recipe(reference)
-    options, recipe = parse(file, ConfigureOptions, rest, f"lmrecipes configure {reference}")
+    file, options, recipe = _recipe(args, ConfigureOptions, "configure")
     hardware = Hardware.parse(options.hardware) if options.hardware else this_machine()
     folder = options.write or file.folder or Path()
-    chosen = (
-        STANDARD_PAIRS if options.all else ((options.zero, options.half or recipe.precision.compute, options.offload),)
-    )
+    if options.all:
+        chosen = [pair for pair in STANDARD_PAIRS if not hardware.why_not(pair[1])]
+    else:
+        half = options.half or recipe.precision.compute
+        if why := hardware.why_not(half):
+            raise InputError(Problem("--precision", why, "name another --precision or --hardware", "precision-hw"))
+        chosen = [(options.zero, half, options.offload)]
+    processes, device = hardware.processes, hardware.device
     written: list[Path] = []
     for zero, half, offload in chosen:
-        name = launch_pair(recipe, zero, half, hardware.processes, hardware.device, offload).name
-        pair = launch_pair(
-            recipe, zero, half, hardware.processes, hardware.device, offload, json_path=_shown(folder / f"{name}.json")
-        )
-        written += write_pair(pair, folder)
+        name = launch_pair(recipe, zero, half, processes, device, offload).name
+        json_path = _shown(folder / f"{name}.json")
+        written += write_pair(launch_pair(recipe, zero, half, processes, device, offload, json_path=json_path), folder)
     if options.all:
-        written.append(write_ddp_yaml(hardware.processes, hardware.device, folder))
+        written.append(write_ddp_yaml(processes, device, folder))
     for path in written:
         print(path)
     return 0
@@ -271,95 +315,96 @@ def _shown(path: Path) -> str:
 
 def _train(args: Sequence[str]) -> int:
     """Print the exact launch command, then run it."""
-    from lmrecipes.launcher import train
+    from lmrecipes.launcher import TrainOptions, train
 
-    reference, rest = _first(args, "RECIPE", "train")
-    return train(reference or "bert_multitask", rest)
+    _recipe_file(args, TrainOptions, "train")
+    return train(args[0], args[1:])
 
 
 def _evaluate(args: Sequence[str]) -> int:
     """Evaluate a run's exported model on its test split, or on a file."""
-
-    reference, rest = _first(args, "RUN", "evaluate")
-    options = _parse(EvaluateOptions, rest, "evaluate")
-    from lmrecipes.evaluate import evaluate_run
+    options = _parse(EvaluateOptions, args, "evaluate")
     from lmrecipes.launching import quieten
     from lmrecipes.run_folder import open_run
-    from lmrecipes.tracking.results import results_table
 
+    run = open_run(options.run)
     quieten()
-    evaluation = evaluate_run(open_run(reference), options.task, options.data)
+    from lmrecipes.evaluate import evaluate_run
+    from lmrecipes.results import print_results
+
+    with redirect_stdout(sys.stderr):  # what libraries print is not the answer
+        evaluation = evaluate_run(run, options.task, options.data)
     if options.json:
         _print_json(evaluation)
     else:
-        Console().print(results_table(evaluation))
+        print_results(evaluation)
     return 0
 
 
 def _export(args: Sequence[str]) -> int:
     """Copy a run's model to a folder that transformers loads."""
-
-    reference, rest = _first(args, "RUN", "export")
-    options = _parse(ExportOptions, rest, "export")
+    options = _parse(ExportOptions, args, "export")
     from lmrecipes.run_folder import open_run
 
-    run = open_run(reference)
+    run = open_run(options.run)
     if not (run.model / "heads.json").is_file():
-        raise InputError(
-            Problem(str(run.model), "the run has no exported model yet", "finish it with --resume", "model-missing")
-        )
-    if options.to.exists() and any(options.to.iterdir()):
-        raise InputError(Problem("--to", f"{options.to} is not empty", "name a new folder", "export-exists"))
-    partial = options.to.with_name(f".{options.to.name}.tmp")
+        what = "the run has no exported model yet"
+        fix = f"finish it: `lmrecipes train {run.recipe} --resume --run-folder {run.path}`"
+        raise InputError(Problem(str(run.model), what, fix, "model-missing"))
+    to = options.to
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise InputError(Problem("--to", f"{to} exists already", "name a new folder", "export-exists"))
+    partial = to.absolute().with_name(f".{to.absolute().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(run.model, partial)
-    partial.replace(options.to)
-    print(options.to)
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(run.model, partial)
+        partial.replace(to)
+    except OSError as error:
+        raise InputError(
+            Problem("--to", f"cannot be written: {error}", "name another folder", "export-failed")
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(to)
     return 0
 
 
 def _report(args: Sequence[str]) -> int:
     """One self-contained HTML page of one run, or comparing several."""
-
-    runs = list(args[: next((i for i, arg in enumerate(args) if arg.startswith("-")), len(args))])
-    if not runs and not args:
-        raise InputError(Problem("report", "no RUN given", "write `lmrecipes report RUN ...`", "argument-missing"))
-    options = _parse(ReportOptions, args[len(runs) :], "report")
+    options = _parse(ReportOptions, args, "report")
+    if not options.runs:
+        what, fix = "no RUN given", "write `lmrecipes report RUN [RUN ...]`"
+        raise InputError(Problem("lmrecipes report", what, fix, "argument-missing"))
     from lmrecipes.run_folder import open_run
     from lmrecipes.tracking.report import write_report
 
-    folders = [open_run(run) for run in runs]
+    folders = [open_run(run) for run in options.runs]
     print(write_report([folder.path for folder in folders], options.to or folders[0].report))
     return 0
 
 
 def _assets(args: Sequence[str]) -> int:
     """List, fetch or verify the default models and data."""
+    options = _parse(AssetsOptions, args, "assets")
     from lmrecipes import assets
 
-    names = [arg for arg in args[1:] if not arg.startswith("-")]
-    wanted = names or (list(assets.QUICKSTART) if "--quickstart" in args else [asset.name for asset in assets.ASSETS])
-    if args and args[0] == "fetch":
-        console = Console(stderr=True)
-        with assets.progress_bar(console) as bar:
-            folders = assets.fetch(wanted, bar)
-        for name, folder in zip(wanted, folders, strict=True):
+    names = options.names or (assets.QUICKSTART if options.quickstart else [asset.name for asset in assets.ASSETS])
+    if options.action == "fetch":
+        with assets.progress_bar(Console(stderr=True)) as bar:
+            folders = assets.fetch(names, bar)
+        for name, folder in zip(names, folders, strict=True):
             print(f"{name}: {folder}")
         return 0
-    if args and args[0] == "verify":
-        problems = assets.verify(wanted)
-        if problems:
+    if options.action == "verify":
+        if problems := assets.verify(names):
             raise InputError(problems)
-        print(f"{len(wanted)} assets are as they should be")
+        print(f"{len(names)} assets are as they should be")
         return 0
-    if args and args[0] not in ("list", "-h", "--help"):
-        raise InputError(
-            Problem("assets", f"{args[0]!r} is not one of list, fetch, verify", "use one of them", "command")
-        )
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("name", "MB", "cached", "what", "licence"):
         table.add_column(column, justify="right" if column == "MB" else "left", no_wrap=column in ("name", "cached"))
-    for asset in assets.ASSETS:
+    for asset in map(assets.find, names):
         cached = "yes" if assets.is_cached(asset) else "no"
         table.add_row(asset.name, f"{asset.size_mb:g}", cached, asset.title, asset.licence)
     Console().print(table)
@@ -368,9 +413,8 @@ def _assets(args: Sequence[str]) -> int:
 
 def _schema(args: Sequence[str]) -> int:
     """The JSON Schema of a recipe, for editors."""
-    from lmrecipes.recipe import Recipe
-
-    print(json.dumps(Recipe.model_json_schema(), indent=1))
+    _parse(NoOptions, args, "schema")
+    _print_json(Recipe.model_json_schema())
     return 0
 
 
@@ -383,7 +427,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "evaluate": ("RUN", _evaluate),
     "export": ("RUN --to DIR", _export),
     "report": ("RUN [RUN ...]", _report),
-    "assets": ("[fetch|verify]", _assets),
+    "assets": ("[fetch|verify] [NAME ...]", _assets),
     "schema": ("", _schema),
 }
 """Command -> (usage, function)."""

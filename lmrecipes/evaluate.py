@@ -42,9 +42,14 @@ def evaluate_run(run: RunFolder, only: str | None = None, data: Path | None = No
     chosen = Recipe.model_validate({**recipe.model_dump(), "tasks": {n: t.model_dump() for n, t in tasks.items()}})
     with evaluation_bar() as moved:
         scores = evaluate_tasks(
-            encode_tasks(chosen), {name: specs[name] for name in tasks}, "test", None if data else recipe.evaluation.examples,
-            recipe.evaluation.micro_examples, predictor, moved=moved,
-        )  # fmt: skip
+            encode_tasks(chosen),
+            {name: specs[name] for name in tasks},
+            "test",
+            None if data else recipe.evaluation.examples,
+            recipe.evaluation.micro_examples,
+            predictor,
+            moved=moved,
+        )
     return {"run": run.path.name, "step": recipe.schedule.steps, "split": str(data or "test"), "tasks": scores}
 
 

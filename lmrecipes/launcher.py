@@ -8,7 +8,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,7 +25,11 @@ from lmrecipes.planning.preflight import preflight
 from lmrecipes.problems import InputError, Problem, RunFailed
 from lmrecipes.recipe import Recipe
 from lmrecipes.recipe_files import RecipeFile, find_recipe
-from lmrecipes.run_folder import RunFolder, latest_run, new_run, open_run
+from lmrecipes.ranks import run_ranks, send_to_children
+from lmrecipes.run_folder import RunFolder, claim_run, new_run, resumable_run
+
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
+"""Exit codes of a rank that was asked to stop and did, with a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -74,26 +79,45 @@ def train(reference: str, args: Sequence[str]) -> int:
 
 
 def start_ranks(file: RecipeFile, run: RunFolder, config: Path | None, processes: int, flags: Sequence[str]) -> int:
-    """Start the ranks of a run and wait for them; prints the exact command first."""
+    """Start the ranks of a run and wait for them; prints the exact command first. Returns the contract's exit code."""
     target = [str(file.path)] if file.path.suffix == ".py" else ["-m", "lmrecipes.launching", str(file.path)]
     where = [*(["--deepspeed", str(config)] if config else []), "--run-folder", str(run.path)]
-    launch = [sys.executable]
-    if processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [*launch, *target, *where, *flags]
+    # INT and TERM are handed on below: by itself torch's launcher would kill ranks that save for more than 30 seconds.
+    several = ["--standalone", f"--nproc_per_node={processes}", "--signals_to_handle=SIGQUIT"]
+    launcher = ["-m", "torch.distributed.run", *several] if processes > 1 else []
+    rank_command = [*target, *where, *flags]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // processes))
-    shown = shlex.join(["python", *command[1:]])
+    shown = shlex.join(["python", *launcher, *rank_command])
     Console(stderr=True, soft_wrap=True).print(f"$ OMP_NUM_THREADS={threads} {shown}", markup=False, highlight=False)
-    process = subprocess.Popen(
-        command, env={**os.environ, "OMP_NUM_THREADS": threads, "LMRECIPES_COMMAND": shown}, start_new_session=True
-    )
-    asked = _forward_signals(process)
-    code = process.wait()
+    environment = {"OMP_NUM_THREADS": threads, "LMRECIPES_COMMAND": shown}
+    asked: list[int] = []
+    with _environment(environment), _signals_handed_on(asked):
+        codes = run_ranks([*several, *rank_command]) if processes > 1 else {0: _run_alone(rank_command)}
+    return _exit_code(codes, asked, run)
+
+
+def _run_alone(command: Sequence[str]) -> int:
+    process = subprocess.Popen([sys.executable, *command], start_new_session=True)
+    return process.wait()
+
+
+def _exit_code(codes: dict[int, int], asked: Sequence[int], run: RunFolder) -> int:
+    """One exit code from those of the ranks. A rank that ended by itself with 2 or 3 has said why."""
+    if not any(codes.values()):
+        return 0  # also where a signal came too late to stop anything
     if asked:
         return 128 + asked[0]
-    if code in (0, 2, 3):
-        return code
-    raise RunFailed(f"a rank ended with exit code {code}; its message stands above. The run folder is {run.path}")
+    spoken = [code for code in codes.values() if code in (2, 3, *STOPPED)]
+    killed = {rank: signal.Signals(-code).name for rank, code in codes.items() if code < 0}
+    # Torch's launcher ends the ranks that are left with TERM, and after 30 seconds with KILL.
+    by_others = {rank: name for rank, name in killed.items() if name != "SIGTERM"} or killed
+    if spoken and not by_others:
+        return spoken[0]
+    broken = {rank: f"ended with exit code {code}" for rank, code in codes.items() if code > 0 and code not in spoken}
+    reasons = {**{rank: f"was ended by {name}" for rank, name in by_others.items()}, **broken}
+    what = "; ".join(f"rank {rank} {reason}" for rank, reason in sorted(reasons.items()))
+    hint = " (KILL from outside is most often the system, out of memory)" if "SIGKILL" in what else ""
+    raise RunFailed(f"{what}{hint}. Go on from the newest checkpoint with --resume --run-folder {run.path}")
 
 
 def _deepspeed_config(options: TrainOptions, recipe: Recipe, device: Any, processes: int) -> Path | None:
@@ -121,19 +145,8 @@ def _prepare_data(recipe: Recipe) -> None:
 
 def _run_folder(options: TrainOptions, recipe: Recipe) -> RunFolder:
     if options.resume:
-        run = open_run(options.run_folder) if options.run_folder is not None else latest_run(recipe.name)
-        if run is None:
-            problem = f"no unfinished run of {recipe.name!r} under runs/"
-            raise InputError(Problem("--resume", problem, "name one with --run-folder", "resume-nothing"))
-        return run
-    if options.run_folder is None:
-        return new_run(recipe.name)
-    if (options.run_folder / "metrics.jsonl").exists():
-        raise InputError(
-            Problem("--run-folder", f"{options.run_folder} holds a run already", "add --resume, or name a new folder", "run-exists")
-        )
-    options.run_folder.mkdir(parents=True, exist_ok=True)
-    return RunFolder(options.run_folder)
+        return resumable_run(options.run_folder, recipe)
+    return claim_run(options.run_folder) if options.run_folder is not None else new_run(recipe.name)
 
 
 _OWN_FLAGS = {"--processes": 1, "--zero": 1, "--offload": 0, "--no-offload": 0, "--deepspeed": 1, "--run-folder": 1,
@@ -154,17 +167,32 @@ def _forwarded(args: Sequence[str]) -> list[str]:
     return kept
 
 
-def _forward_signals(process: subprocess.Popen[bytes]) -> list[int]:
-    """Hand Ctrl-C and TERM to the ranks, which save and stop; returns the list that the first signal is put into."""
-    asked: list[int] = []
+@contextmanager
+def _signals_handed_on(asked: list[int]) -> Iterator[None]:
+    """Hand Ctrl-C, TERM and a closed terminal to the ranks, which save and stop; `asked` receives the signals."""
 
-    def forward(number: int, frame: FrameType | None) -> None:
+    def hand_on(number: int, frame: FrameType | None) -> None:
         asked.append(number)
-        process.send_signal(signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
+        send_to_children(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, forward)
-    return asked
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Variables that the ranks inherit."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _baselines(

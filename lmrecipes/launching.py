@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from lmrecipes.problems import InputError, Problem, RunFailed
+from lmrecipes.ranks import started_by_launcher, stop_with_parent
 from lmrecipes.recipe import Recipe
 from lmrecipes.recipe_files import RecipeFile, find_recipe, problems_of
 
@@ -55,7 +56,10 @@ def guarded(action: Callable[[], int]) -> int:
         show_problems(error.problems)
         return 2
     except RunFailed as error:
-        Console(stderr=True).print(f"[bold red]the run failed[/]: {error}", highlight=False)
+        if os.environ.get("RANK", "0") == "0":
+            console = Console(stderr=True, soft_wrap=True)
+            console.print("[bold red]the run failed[/]: ", end="")
+            console.print(str(error), markup=False, highlight=False)
         return 3
     except KeyboardInterrupt:
         return 130
@@ -109,6 +113,8 @@ def run_process(file: RecipeFile, args: Sequence[str]) -> int:
     quieten()
     deepspeed = read_deepspeed(options.deepspeed, file)
     check_launch(recipe, deepspeed)
+    if started_by_launcher():
+        stop_with_parent()
     from lmrecipes.training.loop import Interrupted, Start, Training
 
     start = Start(deepspeed[1] if deepspeed else None, options.run_folder, options.resume, options.until)
@@ -118,7 +124,8 @@ def run_process(file: RecipeFile, args: Sequence[str]) -> int:
     except Interrupted as stop:
         if training.engine.is_main:
             resume = f"--resume --run-folder {training.run.path}"
-            Console(stderr=True).print(f"{stop}. Go on with {resume}", markup=False, highlight=False)
+            Console(stderr=True, soft_wrap=True).print(f"{stop}. Go on with {resume}", markup=False, highlight=False)
+        training.engine.barrier()  # a launcher ends the other ranks once one has ended
         return 128 + stop.number
     finally:
         training.engine.close()
@@ -181,6 +188,8 @@ def quieten() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DS_LOG_LEVEL", "error")
+    if "RANK" in os.environ or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name in NOT_LISTENED_TO:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Metrics of a task from all its predictions, by torchmetrics; and its mean loss."""
+"""Metrics of a task from all its predictions, in fp64, by torchmetrics; and its mean loss."""
 
 from __future__ import annotations
 
@@ -16,54 +16,79 @@ from lmrecipes.models.heads import HeadSpec
 def task_metrics(
     names: tuple[str, ...], spec: HeadSpec, predictions: NDArray[Any], targets: NDArray[Any]
 ) -> dict[str, float]:
-    """The named metrics. predictions: [n] (regression) or logits [n, outputs]; targets: [n] or 0/1 [n, outputs]."""
-    found, truth = torch.from_numpy(np.asarray(predictions, np.float32)), torch.from_numpy(np.array(targets))
+    """The named metrics. predictions: [n] (regression) or logits [n, outputs]; targets: [n] or 0/1 [n, outputs].
+
+    A correlation is NaN where predictions or targets are constant.
+    """
+    found, truth = _tensors(predictions, targets)
     compute = {"regression": _regression, "classification": _classification, "multi_label": _multi_label}[spec.kind]
     return {name: float(compute(name, found, truth, spec.outputs)) for name in names}
 
 
 def mean_loss(spec: HeadSpec, predictions: NDArray[Any], targets: NDArray[Any]) -> float:
     """Mean loss per supervised element, in the task's own units."""
-    found, truth = torch.from_numpy(np.asarray(predictions, np.float32)), torch.from_numpy(np.array(targets))
+    found, truth = _tensors(predictions, targets)
     if spec.kind == "regression":
-        return float(F.mse_loss(found, truth.float()))
+        return float(F.mse_loss(found, truth))
     if spec.kind == "classification":
         return float(F.cross_entropy(found, truth.long()))
-    return float(F.binary_cross_entropy_with_logits(found, truth.float()))
+    return float(F.binary_cross_entropy_with_logits(found, truth))
+
+
+def _tensors(predictions: NDArray[Any], targets: NDArray[Any]) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(np.array(predictions, np.float64)), torch.from_numpy(np.array(targets, np.float64))
 
 
 def _regression(name: str, found: Tensor, truth: Tensor, outputs: int) -> Tensor:
     from torchmetrics.functional import regression
 
+    if name in ("spearman", "pearson"):
+        if len(found) < 2 or found.min() == found.max() or truth.min() == truth.max():
+            return torch.tensor(torch.nan)
+        if name == "spearman":  # torchmetrics sums the ranks of ties in int32: wrong from some 100,000 rows on
+            found, truth = _ranks(found), _ranks(truth)
+        value: Tensor = regression.pearson_corrcoef(found, truth)
+        return value
     compute = {
-        "spearman": regression.spearman_corrcoef,
-        "pearson": regression.pearson_corrcoef,
         "mean_squared_error": regression.mean_squared_error,
         "mean_absolute_error": regression.mean_absolute_error,
     }[name]
-    value: Tensor = compute(found, truth.float())
+    value = compute(found, truth)
     return value
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Rank of each value, fp64 [n]; equal values share the mean of theirs."""
+    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts - 1) / 2)[inverse]
 
 
 def _classification(name: str, found: Tensor, truth: Tensor, outputs: int) -> Tensor:
     from torchmetrics.functional import classification
 
+    chosen, classes = found.argmax(-1), truth.long()
+    if name == "balanced_accuracy":  # mean over the classes that occur; torchmetrics' macro adds those predicted only
+        recall = classification.multiclass_recall(chosen, classes, num_classes=outputs, average="none")
+        value: Tensor = recall[classes.unique()].mean()
+        return value
     metric, average = {
         "accuracy": (classification.multiclass_accuracy, "micro"),
-        "balanced_accuracy": (classification.multiclass_accuracy, "macro"),
         "macro_f1": (classification.multiclass_f1_score, "macro"),
     }[name]
-    value: Tensor = metric(found.argmax(-1), truth.long(), num_classes=outputs, average=average)
+    value = metric(chosen, classes, num_classes=outputs, average=average)
     return value
 
 
 def _multi_label(name: str, found: Tensor, truth: Tensor, outputs: int) -> Tensor:
     from torchmetrics.functional import classification
 
-    metric, average = {
-        "micro_f1": (classification.multilabel_f1_score, "micro"),
-        "macro_f1": (classification.multilabel_f1_score, "macro"),
-        "average_precision": (classification.multilabel_average_precision, "micro"),
-    }[name]
-    value: Tensor = metric(torch.sigmoid(found), truth.long(), num_labels=outputs, average=average)
-    return value
+    # torchmetrics' multilabel functions refuse a single label; each label, and all cells together, are binary.
+    truth = truth.long()
+    if name == "average_precision":  # of ranks: the sigmoids of large scores would all round to 1
+        ranks = _ranks(found.flatten())
+        value: Tensor = classification.binary_average_precision(ranks / len(ranks), truth.flatten())
+        return value
+    holds = (found > 0).long()
+    parts = [(holds.flatten(), truth.flatten())] if name == "micro_f1" else list(zip(holds.T, truth.T, strict=True))
+    return torch.stack([classification.binary_f1_score(*part) for part in parts]).mean()

@@ -1,6 +1,6 @@
 """Errors as part of the product: every problem names the field, the value, the rule and the fix.
 
-Problems are collected, then shown together; the command-line turns an `InputError` into exit code 2 without a traceback.
+Problems are collected, then shown together; the command line turns an `InputError` into exit code 2, with no traceback.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ class Problem:
         return asdict(self)
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}. Fix: {self.fix}"
+        return f"{self.where}: {self.what.rstrip('.')}. Fix: {self.fix}"
 
 
 class InputError(Exception):
-    """Bad input: a list of problems to show together (exit code 2)."""
+    """Bad input: a list of problems to show together, each once (exit code 2)."""
 
     def __init__(self, problems: Problem | Iterable[Problem]) -> None:
-        self.problems: list[Problem] = [problems] if isinstance(problems, Problem) else list(problems)
+        found = [problems] if isinstance(problems, Problem) else problems
+        self.problems: list[Problem] = list(dict.fromkeys(found))
         super().__init__("\n".join(map(str, self.problems)))
 
     def __reduce__(self) -> tuple[type[InputError], tuple[list[Problem]]]:

@@ -123,6 +123,10 @@ class Model(Config):
     """How the trunk's [tokens, hidden] output becomes one vector for the heads (last: for causal trunks)."""
     max_length: Annotated[int, Field(ge=4)] = 128
     """Longest text in tokens; longer ones are truncated."""
+    freeze: tuple[str, ...] = ()
+    """Parameters of the trunk that are not trained, by shell patterns: `embeddings.word_embeddings.*`."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """Attention kernel of `transformers`. auto: sdpa on GPUs and for long texts, eager for short ones on a CPU."""
     dropout: Fraction | None = 0.0
     """Dropout inside the trunk. None: as the pretrained configuration says. Only with 0 is the trajectory independent of
     how a step is laid out over ranks and micro-batches."""

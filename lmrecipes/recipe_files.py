@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +35,19 @@ class RecipeFile:
         return self.path.parent if self.path.suffix == ".py" else None
 
     def build(self, variant: str = "recipe") -> Recipe:
-        """The recipe itself. Raises InputError where its fields are wrong."""
+        """The recipe itself. Raises InputError where its fields are wrong, or where the function fails."""
         try:
-            return self.variants[variant]()
+            recipe = self.variants[variant]()
         except ValidationError as error:
-            raise InputError(problems_of(error, str(self.path))) from None
+            raise InputError(problems_of(error, _line(self.path, error))) from None
+        except InputError:
+            raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's code may raise anything
+            raise InputError(_broken(self.path, error)) from None
+        if not isinstance(recipe, Recipe):
+            what = f"`{variant}()` returns a {type(recipe).__name__}, not a Recipe"
+            raise InputError(Problem(str(self.path), what, "return a Recipe", "recipe-broken"))
+        return recipe
 
 
 def recipe_names() -> list[str]:
@@ -70,18 +80,23 @@ def summary(path: Path) -> tuple[str, list[str]]:
 
 
 def find_recipe(reference: str) -> RecipeFile:
-    """A name under `recipes/`, a path to a `recipe.py`, or a YAML file. Raises InputError with a suggestion."""
+    """A name under `recipes/`, a path to a `recipe.py`, a YAML file, or a folder with one (a run's, for example).
+
+    Raises InputError with a suggestion.
+    """
     path = Path(reference)
+    if path.is_dir():
+        path = next((path / name for name in ("recipe.py", "recipe.yaml") if (path / name).is_file()), path)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return RecipeFile(path, {"recipe": lambda: recipe_from_yaml(path)})
-    if path.is_dir() and (path / "recipe.py").is_file():
-        path = path / "recipe.py"
     if path.suffix != ".py" and (found := recipe_path(reference)).is_file():
         path = found
     if path.suffix == ".py" and path.is_file():
         return RecipeFile(path, _variants_in(path))
     if path.suffix in (".py", ".yaml", ".yml"):
-        raise InputError(Problem("RECIPE", f"no file {reference!r}", "give the path of a recipe", "recipe-missing"))
+        siblings = [other.name for other in path.parent.glob(f"*{path.suffix}")]
+        what = f"no file {reference!r}.{did_you_mean(path.name, siblings)}"
+        raise InputError(Problem("RECIPE", what, "give the path of a recipe", "recipe-missing"))
     names = recipe_names()
     raise InputError(
         Problem(
@@ -96,40 +111,82 @@ def find_recipe(reference: str) -> RecipeFile:
 def recipe_from_yaml(path: Path) -> Recipe:
     """Read a YAML recipe; its name defaults to the file's."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(Problem(str(path), f"not YAML: {error}", "repair the file", "recipe-broken")) from None
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_RecipeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{path}: line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
+        raise InputError(Problem(where, f"not YAML: {error.problem}", "repair this place", "recipe-broken")) from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(Problem(str(path), f"cannot be read: {error}", "repair the file", "recipe-broken")) from None
     if not isinstance(content, dict):
-        raise InputError(
-            Problem(str(path), "not a mapping of recipe fields", "see `lmrecipes schema`", "recipe-broken")
-        )
+        found = "an empty file" if content is None else f"a {type(content).__name__}"
+        what = f"{found}, not a mapping of recipe fields"
+        raise InputError(Problem(str(path), what, "see `lmrecipes schema`", "recipe-broken"))
     try:
         return Recipe.model_validate({"name": path.stem, **content})
     except ValidationError as error:
         raise InputError(problems_of(error, str(path))) from None
 
 
-def problems_of(error: ValidationError, where: str) -> list[Problem]:
-    """pydantic's complaints as problems: an unknown key with the nearest known one."""
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML whose words stay words (`wandb: off`, a class named `no`) and whose keys are given once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping; raises ConstructorError at a key that stands there twice."""
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_RecipeLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|false)$", re.IGNORECASE), list("tTfF"))
+
+
+def problems_of(error: ValidationError, where: str | None) -> list[Problem]:
+    """pydantic's complaints as problems, each with the rule, the value found and a fix.
+
+    where: the recipe's file; None for values given by flag.
+    """
     problems = []
     for item in error.errors():
         location = [str(part) for part in item["loc"]]
         field = ".".join(location) or "recipe"
+        place = f"{where}: {field}" if where is not None else f"--{field}"
+        given, context = item["input"], item.get("ctx", {})
+        found = "" if isinstance(given, (dict, BaseModel)) else f", found {given!r}"
         if item["type"] == "extra_forbidden":
             known = _fields_at(location[:-1])
             what = f"unknown key {location[-1]!r}.{did_you_mean(location[-1], known)}"
-            problems.append(
-                Problem(f"{where}: {field}", what, f"known here: {listing(known, 20)}", "recipe-unknown-key")
-            )
-            continue
-        message = item["msg"].removeprefix("Value error, ")
-        found = (
-            ""
-            if item["type"] == "missing" or isinstance(item["input"], (dict, BaseModel))
-            else f", found {item['input']!r}"
-        )
-        problems.append(Problem(f"{where}: {field}", f"{message}{found}", f"correct {field}", "recipe-value"))
+            problem = Problem(place, what, f"known here: {listing(known, 20)}", "recipe-unknown-key")
+        elif item["type"] == "missing":
+            problem = Problem(place, "is required and missing", f"add {field}", "recipe-value")
+        elif item["type"] == "literal_error":
+            allowed = re.findall(r"'([^']*)'", context["expected"])
+            what = f"must be {context['expected']}{found}.{did_you_mean(str(given), allowed)}"
+            problem = Problem(place, what, f"use one of {listing(allowed)}", "recipe-value")
+        else:
+            rule = item["msg"].removeprefix("Value error, ")
+            for before, after in _RULES.items():
+                rule = rule.replace(before, after)
+            problem = Problem(place, f"{rule}{found}", f"change {field}", "recipe-value")
+        problems.append(problem)
     return problems
+
+
+_RULES = {
+    "Input should": "must",
+    ", unable to parse string as a number": "",
+    ", unable to parse string as an integer": "",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+}
+"""pydantic's words and ours."""
 
 
 def _fields_at(location: Sequence[str]) -> list[str]:
@@ -152,12 +209,27 @@ def _variants_in(path: Path) -> dict[str, Callable[[], Recipe]]:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, NameError, AttributeError, TypeError) as error:
-        problem = Problem(
-            str(path), f"cannot be imported: {type(error).__name__}: {error}", "repair the file", "recipe-broken"
-        )
-        raise InputError(problem) from None
+    except ValidationError as error:
+        raise InputError(problems_of(error, _line(path, error))) from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's code may raise anything
+        raise InputError(_broken(path, error)) from None
     functions = {name: getattr(module, name) for name in ["recipe", *summary(path)[1]] if hasattr(module, name)}
     if "recipe" not in functions:
         raise InputError(Problem(str(path), "defines no function `recipe() -> Recipe`", "add one", "recipe-broken"))
     return functions
+
+
+def _broken(path: Path, error: BaseException) -> Problem:
+    """A recipe.py that raises."""
+    text = (error.msg if isinstance(error, SyntaxError) else str(error)).strip()
+    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return Problem(_line(path, error), f"cannot be read: {what}", "repair the file", "recipe-broken")
+
+
+def _line(path: Path, error: BaseException) -> str:
+    """`recipe.py: line 12`: the last line of the file on the way to the error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+    if isinstance(error, SyntaxError):
+        lines.append(error.lineno)
+    return f"{path}: line {lines[-1]}" if lines else str(path)

@@ -32,12 +32,23 @@ def finish_run(run: RunFolder, file: RecipeFile | None) -> None:
 def show_results(run: RunFolder) -> None:
     """Write the report, print the results table and where the report is."""
     from lmrecipes.tracking.report import write_report
-    from lmrecipes.tracking.results import results_table
 
     write_report([run.path], run.report)
-    console = Console()
-    console.print(results_table(read_evaluation(run)))
-    console.print(f"report: {run.report.resolve()}", markup=False, highlight=False, soft_wrap=True)
+    print_results(read_evaluation(run))
+    Console(soft_wrap=True).print(f"report: {run.report.resolve()}", markup=False, highlight=False)
+
+
+def print_results(evaluation: dict[str, Any]) -> None:
+    """The results table, between a title and a caption as wide as the terminal (rich wraps them at the table's)."""
+    from lmrecipes.tracking.results import results_table
+
+    console = Console(highlight=False)
+    table = results_table(evaluation)
+    title, caption, table.title, table.caption = table.title, table.caption, None, None
+    console.print(title or "")
+    console.print(table)
+    if caption:
+        console.print(caption, style="dim")
 
 
 def read_evaluation(run: RunFolder) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
+import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import time
 from dataclasses import dataclass
@@ -14,11 +17,14 @@ from typing import Any
 
 import yaml
 
-from lmrecipes.files import write_json, write_text_atomically
+from lmrecipes.files import sync_folder, write_json, write_text_atomically
 from lmrecipes.problems import InputError, Problem, did_you_mean
 from lmrecipes.recipe import Recipe
 
 PACKAGES = ("torch", "deepspeed", "accelerate", "transformers", "datasets", "wandb", "numpy", "lmrecipes")
+
+FREE_ON_RESUME = ("description", "batch.micro_examples", "batch.length_buckets", "evaluation.", "checkpoint.", "tracking.")
+"""Fields that a resumed run may change: none of them touches what a step is."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,57 @@ def new_run(name: str, parent: Path = Path("runs")) -> RunFolder:
     raise RuntimeError(f"too many runs named {name}-{stamp}")
 
 
+def claim_run(path: Path) -> RunFolder:
+    """The folder for a run that starts from step 0. Raises InputError where a run lives there already."""
+    if (path / "recipe.yaml").exists() or (path / "metrics.jsonl").exists():
+        raise InputError(
+            Problem("--run-folder", f"{path} holds a run already", "add --resume, or name a new folder", "run-exists")
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    return RunFolder(path)
+
+
+def resumable_run(path: Path | None, recipe: Recipe) -> RunFolder:
+    """The run to continue: the folder `path`, or the newest unfinished run of the recipe.
+
+    Raises InputError where there is none, where it has ended, or where it trains something else.
+    """
+    run = open_run(path) if path is not None else latest_run(recipe.name)
+    if run is None:
+        problem = f"no unfinished run of {recipe.name!r} under runs/"
+        raise InputError(Problem("--resume", problem, "name one with --run-folder", "resume-nothing"))
+    if run.evaluation.exists():
+        problem = f"{run.path} has been finished: it holds evaluation.json"
+        raise InputError(Problem("--resume", problem, "start a new run without --resume", "resume-finished"))
+    saved, now = (_leaves(content) for content in (yaml.safe_load(run.recipe.read_text()), _content(recipe)))
+    changed = [key for key in {**saved, **now} if saved.get(key) != now.get(key) and not key.startswith(FREE_ON_RESUME)]
+    if changed:
+        raise InputError(
+            [
+                Problem(
+                    key,
+                    f"the run {run.path} was started with {saved.get(key)}, resumed with {now.get(key)}",
+                    "repeat the flags of the start, or start a new run without --resume",
+                    "resume-mismatch",
+                )
+                for key in changed
+            ]
+        )
+    return run
+
+
+def _content(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", exclude_none=True)
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree's values by dotted path."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
 def open_run(path: str | Path) -> RunFolder:
     """An existing run. Raises InputError where the folder is none."""
     folder = Path(path)
@@ -100,6 +157,36 @@ def latest_run(name: str, parent: Path = Path("runs")) -> RunFolder | None:
     return RunFolder(unfinished[-1]) if unfinished else None
 
 
+def replace_folder(new: Path, final: Path) -> None:
+    """Put the folder `new` in the place of `final`, which may exist: synced, then exchanged in one system call.
+
+    Where the system cannot exchange, the old folder is moved away first, so that a reader may see none for a moment,
+    but never a mixture.
+    """
+    for folder in (new, *(path for path in new.rglob("*") if path.is_dir())):
+        sync_folder(folder)
+    if not final.exists():
+        new.rename(final)
+    else:
+        if not _exchange(new, final):
+            old = final.with_name(f"{final.name}.old.tmp")
+            final.rename(old)
+            new.rename(final)
+            old.rename(new)
+        shutil.rmtree(new)
+    sync_folder(final.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Linux's renameat2 with RENAME_EXCHANGE (2); False where the C library or the file system has none."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return False
+    here = -100  # AT_FDCWD
+    return int(renameat2(here, os.fsencode(one), here, os.fsencode(other), 2)) == 0
+
+
 def write_recipe(run: RunFolder, recipe: Recipe) -> None:
     """The resolved recipe as YAML."""
     write_text_atomically(run.recipe, recipe_yaml(recipe))
@@ -107,13 +194,18 @@ def write_recipe(run: RunFolder, recipe: Recipe) -> None:
 
 def recipe_yaml(recipe: Recipe) -> str:
     """A recipe as YAML that is itself a recipe; settings left at None are omitted."""
-    return yaml.safe_dump(
-        recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True, width=120
-    )
+    return yaml.safe_dump(_content(recipe), sort_keys=False, allow_unicode=True, width=120)
 
 
 def write_environment(run: RunFolder, facts: dict[str, Any]) -> None:
-    """What the run ran on. `facts` adds what the engine knows: world_size, zero, precision, device, command, launcher."""
+    """What the run ran on. `facts` adds what the engine knows: world_size, zero, precision, device, command, launcher.
+
+    A resumed run keeps what it ran on before, oldest first, under `before`.
+    """
+    before = []
+    if facts.get("from_step") and run.environment.exists():
+        former = json.loads(run.environment.read_text(encoding="utf-8"))
+        before = [*former.pop("before", []), former]
     versions = {}
     for package in PACKAGES:
         try:
@@ -130,6 +222,7 @@ def write_environment(run: RunFolder, facts: dict[str, Any]) -> None:
             "cores": os.cpu_count(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             **facts,
+            **({"before": before} if before else {}),
         },
     )
 

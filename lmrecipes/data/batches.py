@@ -24,7 +24,7 @@ PREFETCH = 2
 
 @dataclass
 class Bucket:
-    """A rectangle of texts: input_ids int64 [rows, time]; mask None where nothing is padded; types None for one segment."""
+    """A rectangle of texts, all int64 [rows, time]; mask None where nothing is padded, types None for one segment."""
 
     input_ids: Tensor
     mask: Tensor | None
@@ -32,8 +32,12 @@ class Bucket:
 
     def to(self, device: torch.device) -> Bucket:
         """The same on a device."""
-        move = lambda x: None if x is None else x.to(device, non_blocking=True)  # noqa: E731
-        return Bucket(self.input_ids.to(device, non_blocking=True), move(self.mask), move(self.types))
+        ids, mask, types = (
+            part if part is None else part.to(device, non_blocking=True)
+            for part in (self.input_ids, self.mask, self.types)
+        )
+        assert ids is not None
+        return Bucket(ids, mask, types)
 
 
 @dataclass
@@ -105,44 +109,41 @@ class Batcher:
         elements: dict[str, int],
     ) -> MicroBatch:
         """Assemble the examples at `buckets`' positions; `elements` are the whole step's loss denominators."""
-        made, order = [], []
-        for bucket in buckets:
-            made.append(self.bucket(bucket, tasks, rows))
-            order.append(bucket if len(bucket) else np.array([-1]))
-        places = np.concatenate(order)
-        number_of = np.where(places >= 0, tasks[places], -1)
+        made = [self.bucket(bucket, tasks, rows) for bucket in buckets]
+        places = np.concatenate([bucket if len(bucket) else [-1] for bucket in buckets])  # -1: a dummy text
+        task_of = np.where(places >= 0, tasks[places], -1)
         by_task = {}
-        for number, name in enumerate(self.names):
-            mine = np.flatnonzero(number_of == number)
-            spec, split = self.specs[name], self.splits[number]
-            targets = split.targets[rows[places[mine]]] if len(mine) else np.zeros_like(split.targets[:1])
-            scale = self.scales[name] / elements[name] if len(mine) else 0.0
-            chosen = torch.from_numpy(mine if len(mine) else np.zeros(1, np.int64))
-            by_task[name] = TaskRows(chosen, torch.from_numpy(np.array(targets)), scale, len(mine))
-            assert spec.kind != "multi_label" or targets.ndim == 2
+        for number, (name, split) in enumerate(zip(self.names, self.splits, strict=True)):
+            mine = np.flatnonzero(task_of == number)
+            if len(mine):
+                targets, scale = split.targets[rows[places[mine]]], self.scales[name] / elements[name]
+            else:
+                targets, scale = np.zeros_like(split.targets[:1]), 0.0
+            chosen = mine if len(mine) else np.zeros(1, np.int64)
+            by_task[name] = TaskRows(torch.from_numpy(chosen), torch.from_numpy(targets), scale, len(mine))
         return MicroBatch(made, by_task)
 
     def bucket(self, positions: Positions, tasks: NDArray[np.int16], rows: NDArray[np.int64]) -> Bucket:
         """The texts at `positions` as one rectangle; no texts give one dummy token, so that every rank has work."""
         if len(positions) == 0:
             return Bucket(torch.zeros(1, 1, dtype=torch.int64), None, None)
-        texts, types = [], []
-        for position in positions:
-            split = self.splits[tasks[position]]
-            start, end = split.offsets[rows[position]], split.offsets[rows[position] + 1]
-            texts.append(split.tokens[start:end])
-            types.append(None if split.types is None else split.types[start:end])
-        lengths = np.array([len(text) for text in texts])
-        ids = np.zeros((len(texts), int(lengths.max())), np.int64)
-        segments = np.zeros_like(ids) if any(t is not None for t in types) else None
-        for i, text in enumerate(texts):
-            ids[i, : len(text)] = text
-            if segments is not None and types[i] is not None:
-                segments[i, : len(text)] = types[i]
-        mask = None
-        if lengths.min() < lengths.max():
-            mask = torch.from_numpy((np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64))
-        return Bucket(torch.from_numpy(ids), mask, None if segments is None else torch.from_numpy(segments))
+        lengths = self.lengths(tasks[positions], rows[positions])
+        ids = np.zeros((len(positions), lengths.max()), np.int64)
+        types = np.zeros_like(ids)
+        paired = False
+        for i, position in enumerate(positions):
+            split, row = self.splits[tasks[position]], rows[position]
+            text = slice(split.offsets[row], split.offsets[row + 1])
+            ids[i, : lengths[i]] = split.tokens[text]
+            if split.types is not None:
+                paired = True
+                types[i, : lengths[i]] = split.types[text]
+        mask = np.arange(ids.shape[1]) < lengths[:, None]
+        return Bucket(
+            torch.from_numpy(ids),
+            None if mask.all() else torch.from_numpy(mask.astype(np.int64)),
+            torch.from_numpy(types) if paired else None,
+        )
 
 
 class TrainingStream:

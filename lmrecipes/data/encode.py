@@ -1,4 +1,4 @@
-"""Encoded examples: every task tokenised once into memory-mapped arrays, keyed by a fingerprint of all that decides them.
+"""Encoded examples: every task tokenised once into memory-mapped arrays, keyed by a hash of all that decides them.
 
 A task's folder holds, for each split, `<split>.tokens.npy` (int32, all texts end to end), `<split>.offsets.npy` (int64
 [n + 1]), `<split>.targets.npy` and, for text pairs, `<split>.types.npy` (uint8 segment of each token); `meta.json` says
@@ -12,11 +12,11 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,16 @@ from lmrecipes.assets import cache_root, resolve_model
 from lmrecipes.data.permutation import hash_key, hash_uniform
 from lmrecipes.data.sources import SPLITS, read_rows, source_state
 from lmrecipes.data.targets import Examples, TaskData, build_task_data
+from lmrecipes.files import sync_folder
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe import Recipe, Task
 
-ENCODING_VERSION = 1
+ENCODING_VERSION = 2
 """Part of every fingerprint: raise it when this module or `targets` writes something else from the same input."""
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
 CHUNK = 2000
 """Texts tokenised at once, between two moves of the progress bar."""
 
@@ -84,7 +89,7 @@ class EncodedSplit:
         return np.sort(np.argsort(hash_uniform(hash_key(purpose, self.split), rows), kind="stable")[:most])
 
     def _load(self, part: str) -> NDArray[Any]:
-        return np.load(self.folder / f"{self.split}.{part}.npy", mmap_mode="r")
+        return np.asarray(np.load(self.folder / f"{self.split}.{part}.npy", mmap_mode="r"))  # slices faster than memmap
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def encode_tasks(recipe: Recipe, progress: bool = True) -> dict[str, EncodedTask
         except InputError as error:
             problems.extend(error.problems)
     if problems:
-        raise InputError(problems)
+        raise InputError(dict.fromkeys(problems))  # a model that does not load is said once
     return encoded
 
 
@@ -154,6 +159,8 @@ def load_tokenizer(name: str) -> Tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise InputError(model_problem(name, error)) from None
+    if not tokenizer.is_fast:
+        raise InputError(model_problem(name, ValueError("it has no fast tokenizer (tokenizer.json)")))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -175,8 +182,11 @@ def _tokenizer_state(name: str) -> list[Any]:
     folder = Path(name)
     if not folder.is_dir():
         return [name]
-    files = [folder / f for f in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model")]
-    return [[f.name, hashlib.sha256(f.read_bytes()).hexdigest()] for f in files if f.is_file()]
+    files = [folder / file for file in TOKENIZER_FILES]
+    state = [[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files if file.is_file()]
+    if not state:  # transformers would make a tokenizer without a vocabulary from config.json
+        raise InputError(model_problem(name, FileNotFoundError("the folder holds no tokenizer")))
+    return state
 
 
 def _encode_task(
@@ -191,32 +201,49 @@ def _encode_task(
         with FileLock(f"{folder}.lock"):
             if not (folder / "meta.json").exists():
                 data = build_task_data(name, task, read_rows(name, task))
+                _check_max_length(f"tasks.{name}" if task.max_length else "model", max_length, load.tokenizer)
                 _write_task(folder, name, data, load.tokenizer, max_length, progress)
     meta = json.loads((folder / "meta.json").read_text())
     splits = {split: EncodedSplit(folder, split) for split in SPLITS}
     return EncodedTask(name, task, tuple(meta["labels"]), meta["skipped"], meta["counts"], splits)
 
 
+def _check_max_length(where: str, max_length: int, tokenizer: Tokenizer) -> None:
+    if max_length > tokenizer.model_max_length:  # 1e30 where the tokenizer does not say
+        what = f"{max_length} tokens, but the model reads {tokenizer.model_max_length}"
+        fix = f"set it to at most {tokenizer.model_max_length}"
+        raise InputError(Problem(f"{where}.max_length", what, fix, "max-length"))
+
+
 def _write_task(folder: Path, name: str, data: TaskData, tokenizer: Tokenizer, max_length: int, progress: bool) -> None:
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    """Called under the folder's lock: what a killed process left is no one's."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    for left in (partial, folder):
+        shutil.rmtree(left, ignore_errors=True)
+    partial.mkdir()
     try:
         counts = {}
         with _progress_bar(f"encoding {name}", sum(len(s) for s in data.splits.values()), progress) as advance:
             for split, examples in data.splits.items():
-                counts[split] = _write_split(partial, split, examples, tokenizer, max_length, advance)
+                where = f"tasks.{name}.source"
+                counts[split] = _write_split(partial, where, split, examples, tokenizer, max_length, advance)
         meta = {"labels": data.labels, "skipped": data.skipped, "counts": counts, "task": name}
         (partial / "meta.json").write_text(json.dumps(meta, indent=1))
-        for path in [*partial.iterdir(), partial]:
-            _sync(path)
+        for path in partial.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(partial)
         partial.rename(folder)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_split(
-    folder: Path, split: str, examples: Examples, tokenizer: Tokenizer, max_length: int, advance: Callable[[int], None]
-) -> dict[str, int]:
-    lengths, truncated = [], 0
+    folder: Path, where: str, split: str, examples: Examples, tokenizer: Tokenizer, max_length: int,
+    advance: Callable[[int], None],
+) -> dict[str, int]:  # fmt: skip
+    lengths, truncated = [0], 0
     ids: list[NDArray[np.int32]] = []
     types: list[NDArray[np.uint8]] = []
     for start in range(0, len(examples), CHUNK):
@@ -225,19 +252,22 @@ def _write_split(
         encoding = tokenizer(
             texts, pairs, truncation=True, max_length=max_length, return_token_type_ids=pairs is not None
         )
-        for i, row in enumerate(encoding["input_ids"]):
-            ids.append(np.array(row, np.int32))
-            lengths.append(len(row))
-            if pairs is not None:
-                types.append(np.array(encoding["token_type_ids"][i], np.uint8))
-            truncated += bool(encoding.is_fast and encoding.encodings[i].overflowing)
+        ids.append(np.fromiter(chain.from_iterable(encoding["input_ids"]), np.int32))
+        lengths.extend(map(len, encoding["input_ids"]))
+        if pairs is not None:
+            types.append(np.fromiter(chain.from_iterable(encoding["token_type_ids"]), np.uint8))
+        truncated += sum(bool(one.overflowing) for one in encoding.encodings)
         advance(len(texts))
+    if 0 in lengths[1:]:
+        text = examples.joined(lengths.index(0, 1) - 1)
+        what = f"the tokenizer finds no token in {lengths[1:].count(0)} text(s) of the {split} split, such as {text!r}"
+        raise InputError(Problem(f"{where}.text", what, "leave these rows out of the source", "text-no-token"))
     np.save(folder / f"{split}.tokens.npy", np.concatenate(ids))
-    np.save(folder / f"{split}.offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    np.save(folder / f"{split}.offsets.npy", np.cumsum(lengths, dtype=np.int64))
     np.save(folder / f"{split}.targets.npy", examples.targets)
     if types:
         np.save(folder / f"{split}.types.npy", np.concatenate(types))
-    return {"rows": len(examples), "tokens": int(sum(lengths)), "truncated": truncated}
+    return {"rows": len(examples), "tokens": sum(lengths), "truncated": truncated}
 
 
 @contextmanager
@@ -247,11 +277,3 @@ def _progress_bar(title: str, total: int, show: bool) -> Iterator[Callable[[int]
     with Progress(console=console, transient=True, disable=not (show and console.is_terminal)) as bar:
         task = bar.add_task(title, total=total)
         yield lambda n: bar.advance(task, n)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,6 +9,7 @@ is too little work, some are empty.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +29,9 @@ class StepLayout:
 def lay_out(lengths: NDArray[np.int64], plan: BatchPlan, buckets: int) -> StepLayout:
     """Spread the step's texts (lengths in tokens, [examples]) over ranks, micro-batches and buckets.
 
-    Texts are dealt in order of length to the ranks (boustrophedon: 0 1 1 0 0 1 ...), so that tokens balance; each rank's
-    texts are cut into micro-batches of at most `plan.micro_examples`, and each of those into buckets that minimise the
-    padded size.
+    Texts are dealt in order of length to the ranks (boustrophedon: 0 1 1 0 0 1 ...), so that tokens balance; each
+    rank's texts are cut into micro-batches of at most `plan.micro_examples`, and each of those into buckets that
+    minimise the padded size.
     """
     order = np.argsort(-lengths, kind="stable")
     deal = np.concatenate([np.arange(plan.world_size), np.arange(plan.world_size)[::-1]])
@@ -46,24 +47,25 @@ def lay_out(lengths: NDArray[np.int64], plan: BatchPlan, buckets: int) -> StepLa
 def cut_into_buckets(positions: Positions, lengths: NDArray[np.int64], buckets: int) -> list[Positions]:
     """Cut texts sorted by falling length into contiguous buckets of least padded size (dynamic programme over cuts).
 
-    cost[i, j] = (j - i) * length of text i, for texts i..j-1: a bucket is as wide as its first, longest text; an empty
-    one (i = j) costs nothing. O(buckets * n^2).
+    Cutting between texts of one length never pays, so only runs of equal length are considered. cost[i, j] = texts in
+    the runs i..j-1 times the length of run i: a bucket is as wide as its first, longest text; an empty one (i = j)
+    costs nothing. O(buckets * runs^2).
     """
-    n = len(positions)
-    index = np.arange(n + 1)
-    sizes = np.append(lengths[positions], 0)
-    width = index[None, :] - index[:, None]
-    cost = np.where(width >= 0, width * sizes[:, None], np.iinfo(np.int64).max // 4)
+    falling, starts = np.unique(-lengths[positions], return_index=True)
+    starts = np.append(starts, len(positions))
+    sizes = np.append(-falling, 0)
+    texts = starts[None, :] - starts[:, None]
+    cost = np.where(texts >= 0, texts * sizes[:, None], np.iinfo(np.int64).max // 4)
     best, cuts = cost[0], []
     for _ in range(buckets - 1):
         through = best[:, None] + cost
         cuts.append(through.argmin(axis=0))
         best = through.min(axis=0)
-    edges = [n]
+    edges = [len(falling)]
     for cut in reversed(cuts):
         edges.append(int(cut[edges[-1]]))
     edges.append(0)
-    return [positions[a:b] for b, a in zip(edges[:-1], edges[1:], strict=True)][::-1]
+    return [positions[starts[a] : starts[b]] for a, b in pairwise(reversed(edges))]
 
 
 def padding_share(layout: StepLayout, lengths: NDArray[np.int64]) -> float:

@@ -9,6 +9,7 @@ anew in every epoch by a stateless permutation. Nothing is stored between calls:
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 from lmrecipes.data.permutation import Array, hash_key, permute
 from lmrecipes.recipe import Recipe
 
-RESOLUTION = 2**20
-"""Weights become integers that sum to about this: shares are exact to 1e-6, and m * weight stays below 2**63."""
+RESOLUTION = 2**30
+"""Weights become integers that sum to about this: shares are exact to 1e-9, products of two fit in 63 bits."""
 
 
 def example_weights(weights: dict[str, float], rows: dict[str, int], temperature: float | None) -> dict[str, float]:
@@ -32,10 +33,10 @@ def example_weights(weights: dict[str, float], rows: dict[str, int], temperature
 def _integers(shares: list[float]) -> list[int]:
     """Integer weights for shares: exact where a small common denominator exists, else at a fixed resolution."""
     exact = [Fraction(share).limit_denominator(10_000) for share in shares]
-    if all(abs(float(f) - share) < 1e-12 for f, share in zip(exact, shares, strict=True)):
-        scale = np.lcm.reduce([f.denominator for f in exact])
+    if all(f > 0 and abs(float(f) - share) < 1e-12 for f, share in zip(exact, shares, strict=True)):
+        scale = math.lcm(*(f.denominator for f in exact))
         if scale <= RESOLUTION:
-            return [max(1, int(f * int(scale))) for f in exact]
+            return [int(f * scale) for f in exact]
     return [max(1, round(share * RESOLUTION)) for share in shares]
 
 
@@ -59,7 +60,7 @@ def _tree(weights: list[int]) -> int | _Node:
 
 
 def _to_the_left(m: Array, node: _Node) -> Array:
-    """floor(m a / w + 1/2) in exact integers, for m up to 2**62: m is split as q w + r."""
+    """floor(m a / w + 1/2) in exact integers, for m up to 2**62: with m = q w + r, every product is below 2 w**2."""
     q, r = np.divmod(m, node.weight)
     return q * node.left_weight + (2 * r * node.left_weight + node.weight) // (2 * node.weight)
 

@@ -21,7 +21,8 @@ _MASK32 = np.uint64(0xFFFFFFFF)
 
 def hash_key(*parts: int | str) -> int:
     """A 64-bit key of (seed, purpose, index, ...): BLAKE2b of the parts' text."""
-    return int.from_bytes(hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest(), "little")
+    text = "\x1f".join(map(str, parts)).encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 def _mix32(x: Words) -> Words:
@@ -42,7 +43,7 @@ def hash_uniform(key: int, indices: Array) -> NDArray[np.float64]:
 
 
 def permute(positions: Array, n: int, keys: Words) -> Array:
-    """Images of `positions` (each in [0, n)) under the permutation of n rows that each one's key selects.
+    """Images of `positions`, each in [0, n), under the permutation of n rows that each one's key selects. n < 2**62.
 
     positions, keys: [k]. Keys may differ by position, so that one call serves several epochs.
     """

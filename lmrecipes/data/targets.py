@@ -1,9 +1,10 @@
-"""Rows -> checked texts and numeric targets, split by group. Bad rows are collected and named, never dropped silently."""
+"""Rows -> checked texts and numeric targets, split by group. Bad rows are named, or left out with a count."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from lmrecipes.recipe import Task
 
 EXAMPLES_SHOWN = 3
 """Bad rows quoted in a message; the rest are counted."""
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -47,61 +49,91 @@ class TaskData:
     skipped: int
 
 
+@dataclass
+class _Chosen:
+    """Good rows on their way into a split."""
+
+    texts: list[str] = field(default_factory=list)
+    pairs: list[str] = field(default_factory=list)
+    values: list[Any] = field(default_factory=list)
+
+
 def build_task_data(name: str, task: Task, by_split: dict[str, Rows]) -> TaskData:
     """Check every row, turn labels into targets and cut the splits. Raises InputError with all problems found."""
+    where = f"tasks.{name}.source"
     label_names = _label_names(task, by_split)
     reader = _LabelReader(task, label_names)
-    bad: list[tuple[str, str]] = []
-    kept: dict[str, tuple[list[int], list[Any]]] = {}
+    to_cut = [split for split in SPLITS if split not in by_split]
+    chosen = {split: _Chosen() for split in SPLITS}
+    bad: list[str] = []
+    skipped = 0
     for split, rows in by_split.items():
-        good, values = [], []
-        for i, (text, label) in enumerate(zip(rows.texts, rows.labels, strict=True)):
-            reason = _text_problem(text, task.source.text)
-            if reason is None and rows.pairs is not None:
-                reason = _text_problem(rows.pairs[i], task.source.text_pair or "text_pair")
-            value = None
-            if reason is None:
-                value, reason = reader(label)
+        for i in range(len(rows)):
+            value, reason = _check(task, rows, i, reader)
             if reason is not None:
-                bad.append((rows.origin(i), reason))
-            else:
-                good.append(i)
-                values.append(value)
-        kept[split] = (good, values)
-    where = f"tasks.{name}.source"
+                skipped += 1
+                if len(bad) < EXAMPLES_SHOWN:
+                    bad.append(f"{rows.origin(i)}: {reason}")
+                continue
+            home = chosen[_split_of(task, rows, i, to_cut) if split in (WHOLE, "train") else split]
+            home.texts.append(rows.texts[i])
+            home.values.append(value)
+            if rows.pairs is not None:
+                home.pairs.append(rows.pairs[i])
     if bad and task.source.on_bad_row == "error":
-        raise InputError(_bad_row_problem(where, task, bad))
-    splits = _cut(task, by_split, kept, reader)
-    empty = [split for split in SPLITS if len(splits[split]) == 0]
-    if empty:
+        more = f"; and {skipped - len(bad)} more" if skipped > len(bad) else ""
+        fix = f"repair them, or set {where}.on_bad_row to `skip` to leave them out with a count"
+        raise InputError(Problem(where, f"{skipped} bad row(s): {'; '.join(bad)}{more}", fix, "bad-rows"))
+    fewest = {"regression": 0, "classification": 2, "multi_label": 1}[task.kind]
+    if len(label_names) < fewest:
+        what = f"the rows have {len(label_names)} label(s) ({listing(label_names)}), {task.kind} needs {fewest} or more"
+        raise InputError(Problem(f"{where}.label", what, "name another column, or another kind", "labels-too-few"))
+    if empty := [split for split in SPLITS if not chosen[split].texts]:
         total = sum(len(rows) for rows in by_split.values())
-        raise InputError(
-            Problem(
-                where,
-                f"no rows in the split(s) {', '.join(empty)} ({total} rows were read, {len(bad)} of them bad)",
-                "give more rows, a split file, or another validation_fraction / test_fraction; "
-                "groups are never divided, so a source needs at least a few of them",
-                "split-empty",
-            )
+        what = f"no rows in the split(s) {', '.join(empty)} ({total} rows were read, {skipped} of them bad)"
+        fix = (
+            "give more rows, a split file, or another validation_fraction / test_fraction; "
+            "groups are never divided, so a source needs at least a few of them"
         )
-    return TaskData(splits, label_names, len(bad))
+        raise InputError(Problem(where, what, fix, "split-empty"))
+    splits = {
+        split: Examples(part.texts, part.pairs if task.source.text_pair else None, reader.targets(part.values))
+        for split, part in chosen.items()
+    }
+    return TaskData(splits, label_names, skipped)
+
+
+def _check(task: Task, rows: Rows, i: int, reader: _LabelReader) -> tuple[Any, str | None]:
+    """(label value, None) of a good row, or (None, what is wrong)."""
+    reason = _text_problem(rows.texts[i], task.source.text)
+    if reason is None and rows.pairs is not None:
+        reason = _text_problem(rows.pairs[i], task.source.text_pair or "text_pair")
+    return (None, reason) if reason is not None else reader(rows.labels[i])
 
 
 def _text_problem(text: Any, column: str) -> str | None:
-    if isinstance(text, str) and text.strip():
-        return None
-    return f"{column!r} is {'empty' if isinstance(text, str) else repr(text)}, not a text"
+    if not isinstance(text, str):
+        return f"{column!r} is {_short(text)}, not a text"
+    if not text or text.isspace():
+        return f"{column!r} is empty"
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return f"{column!r} holds half a surrogate pair, which is no character"
+    return None
 
 
-def _bad_row_problem(where: str, task: Task, bad: list[tuple[str, str]]) -> Problem:
-    shown = "; ".join(f"{origin}: {reason}" for origin, reason in bad[:EXAMPLES_SHOWN])
-    more = f"; and {len(bad) - EXAMPLES_SHOWN} more" if len(bad) > EXAMPLES_SHOWN else ""
-    return Problem(
-        f"{where}.{task.source.label}" if "label" in bad[0][1] else where,
-        f"{len(bad)} bad row(s): {shown}{more}",
-        f"repair them, or set {where}.on_bad_row to `skip` to leave them out with a count",
-        "bad-rows",
-    )
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+def _plain(value: Any) -> Any:
+    """numpy arrays and scalars as Python lists and scalars; text without surrounding space."""
+    if isinstance(value, str):
+        return value.strip()
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _missing(value: Any) -> bool:
@@ -114,31 +146,29 @@ def _name(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value)
+    return str(value).strip()
 
 
-def _several(value: Any, separator: str) -> list[str] | None:
-    """Label names of a multi_label cell: a list, or a string of separated names; None where it is neither."""
+def _several(value: Any, separator: str) -> list[Any] | None:
+    """Labels of a multi_label cell (`_plain`): a list, or a string of separated names; None where it is neither."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(separator) if part.strip()]
-    if isinstance(value, (list, tuple)) or hasattr(value, "tolist"):
-        return [_name(v) for v in value]
-    return None
+    return list(value) if isinstance(value, (list, tuple, set, frozenset)) else None
 
 
 def _label_names(task: Task, by_split: dict[str, Rows]) -> tuple[str, ...]:
+    """The task's own labels, else those of all rows: in order of number where all are integers, else of name."""
     if task.kind == "regression":
         return ()
     if task.labels is not None:
         return task.labels
     names: set[str] = set()
     for rows in by_split.values():
-        for value in rows.labels:
-            if task.kind == "multi_label":
-                names.update(_several(value, task.source.label_separator) or ())
-            elif not _missing(value):
-                names.add(_name(value))
-    if all(name.lstrip("-").isdigit() for name in names):
+        for label in rows.labels:
+            value = _plain(label)
+            cells = _several(value, task.source.label_separator) if task.kind == "multi_label" else [value]
+            names.update(_name(cell) for cell in cells or () if not _missing(cell) and cell != "")
+    if all(re.fullmatch("-?[0-9]+", name) for name in names):
         return tuple(sorted(names, key=int))
     return tuple(sorted(names))
 
@@ -149,27 +179,21 @@ class _LabelReader:
     def __init__(self, task: Task, names: tuple[str, ...]) -> None:
         self.task, self.names = task, names
         self.index = {name: i for i, name in enumerate(names)}
+        # A class may be given by its place in the recipe's labels, unless a name could be mistaken for a place.
+        self.by_place = task.labels is not None and not any(name.isdecimal() for name in names)
 
-    def __call__(self, label: Any) -> tuple[Any, str | None]:
-        if _missing(label):
-            return None, f"label {self.task.source.label!r} is {'missing' if label is None else 'NaN'}"
+    def __call__(self, cell: Any) -> tuple[Any, str | None]:
+        label = _plain(cell)
+        if _missing(label) or (label == "" and self.task.kind != "multi_label"):
+            return None, f"label {self.task.source.label!r} is {'NaN' if isinstance(label, float) else 'missing'}"
         if self.task.kind == "regression":
-            try:
-                value = float(label)
-            except (TypeError, ValueError):
-                return None, f"label {label!r} is not a number"
-            return (value, None) if math.isfinite(value) else (None, f"label {label!r} is not finite")
+            return self._number(label)
         if self.task.kind == "classification":
-            number = self._class(label)
-            return (number, None) if number is not None else (None, self._out_of_range(label))
-        names = _several(label, self.task.source.label_separator)
-        if names is None:
-            return None, f"label {label!r} is neither a list nor separated names"
-        numbers = [self._class(name) for name in names]
-        for name, number in zip(names, numbers, strict=True):
-            if number is None:
-                return None, self._out_of_range(name)
-        return numbers, None
+            return self._class(label)
+        labels = _several(label, self.task.source.label_separator)
+        if labels is None:
+            return None, f"label {_short(label)} is neither a list nor separated names"
+        return self._several_classes(labels)
 
     def targets(self, values: list[Any]) -> NDArray[Any]:
         """Values of good rows as one array."""
@@ -182,48 +206,56 @@ class _LabelReader:
             matrix[i, numbers] = 1
         return matrix
 
-    def _class(self, label: Any) -> int | None:
+    def _number(self, label: Any) -> tuple[float | None, str | None]:
+        try:
+            value = float(label)
+        except (TypeError, ValueError, OverflowError):
+            return None, f"label {_short(label)} is not a number"
+        return (value, None) if abs(value) <= LARGEST else (None, f"label {_short(label)} is not finite in fp32")
+
+    def _class(self, label: Any) -> tuple[int | None, str | None]:
+        if isinstance(label, (list, tuple, set, frozenset, dict)):
+            return None, f"label {_short(label)} is not one class"
         name = _name(label)
         if name in self.index:
-            return self.index[name]
-        if self.task.labels is not None and name.isdigit() and int(name) < len(self.names):
-            return int(name)
-        return None
+            return self.index[name], None
+        if self.by_place and name.isdecimal() and int(name) < len(self.names):
+            return int(name), None
+        near = did_you_mean(name, self.names)
+        known = f"one of the {len(self.names)} labels ({listing(self.names, 5)})"
+        return None, f"label {_short(label)} is not {known}.{near}"
 
-    def _out_of_range(self, label: Any) -> str:
-        near = did_you_mean(_name(label), self.names)
-        return f"label {label!r} is not one of the {len(self.names)} labels ({listing(self.names, 5)}).{near}"
-
-
-def _cut(
-    task: Task, by_split: dict[str, Rows], kept: dict[str, tuple[list[int], list[Any]]], reader: _LabelReader
-) -> dict[str, Examples]:
-    """Give every row its split: the source's own, or by a hash of its group."""
-    chosen: dict[str, list[tuple[Rows, int, Any]]] = {split: [] for split in SPLITS}
-    to_cut = [split for split in SPLITS[1:] if split not in by_split]
-    for split, rows in by_split.items():
-        good, values = kept[split]
-        for i, value in zip(good, values, strict=True):
-            home = _split_of(task, rows, i, to_cut) if split in (WHOLE, "train") else split
-            chosen[home].append((rows, i, value))
-    return {
-        split: Examples(
-            texts=[rows.texts[i] for rows, i, _ in members],
-            pairs=[rows.pairs[i] for rows, i, _ in members if rows.pairs is not None]
-            if task.source.text_pair
-            else None,
-            targets=reader.targets([value for _, _, value in members]),
-        )
-        for split, members in chosen.items()
-    }
+    def _several_classes(self, labels: list[Any]) -> tuple[list[int] | None, str | None]:
+        numbers = []
+        for label in labels:
+            if _missing(label) or label == "":
+                return None, f"label {_short(labels)} holds a missing value"
+            number, reason = self._class(label)
+            if number is None:
+                return None, reason
+            numbers.append(number)
+        if len(set(numbers)) < len(numbers) and not isinstance(labels[0], str):
+            return (
+                None,
+                f"label {_short(labels)} repeats a number: a list names the labels that hold, it is no 0/1 vector",
+            )
+        return numbers, None
 
 
 def _split_of(task: Task, rows: Rows, i: int, to_cut: list[str]) -> str:
-    group = rows.groups[i] if rows.groups is not None else f"{rows.texts[i]}\x1f{rows.pairs[i] if rows.pairs else ''}"
+    """The split of a row by a hash of its group; without one, of its text whatever the case and spacing."""
+    group = None if rows.groups is None else _plain(rows.groups[i])
+    if _missing(group) or group == "":
+        group = "\x1f".join(" ".join(text.casefold().split()) for text in _texts(rows, i))
     u = hash_key("split", str(group)) / 2**64
-    for split in reversed(to_cut):
-        share = task.source.test_fraction if split == "test" else task.source.validation_fraction
-        if u < share:
-            return split
-        u -= share
+    for split in ("test", "validation"):
+        if split in to_cut:
+            share = task.source.test_fraction if split == "test" else task.source.validation_fraction
+            if u < share:
+                return split
+            u -= share
     return "train"
+
+
+def _texts(rows: Rows, i: int) -> list[str]:
+    return [rows.texts[i]] if rows.pairs is None else [rows.texts[i], rows.pairs[i]]

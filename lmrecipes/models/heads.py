@@ -60,7 +60,7 @@ def head_spec(kind: TaskKind, labels: tuple[str, ...], targets: NDArray[Any]) ->
     n = len(targets)
     if kind == "regression":
         values = targets.astype(np.float64)
-        std = float(values.std())
+        std = float(values.std()) if np.ptp(values) > 0 else 0.0  # rounding gives equal values a deviation of 1e-17
         return HeadSpec(kind, labels, (0.0,), std**2 or 1.0, float(values.mean()), std or 1.0)
     if kind == "classification":
         counts = np.bincount(targets, minlength=len(labels)).astype(np.float64)

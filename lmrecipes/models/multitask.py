@@ -20,13 +20,13 @@ class MultiTaskModel(nn.Module):
         self.heads = nn.ModuleDict({name: Head(trunk.hidden_size, spec) for name, spec in specs.items()})
 
     def forward(self, batch: MicroBatch | list[Bucket]) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
-        """A micro-batch -> `losses`; bare buckets -> `predictions`. One entry, because DDP's and ZeRO's hooks hang on it."""
+        """A micro-batch -> `losses`; bare buckets -> `predictions`. One entry: DDP's and ZeRO's hooks hang on it."""
         return self.losses(batch) if isinstance(batch, MicroBatch) else self.predictions(batch)
 
     def losses(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """The micro-batch's part of the step's loss (fp32 [], to be summed over micro-batches and ranks, not averaged),
         and each task's loss sum in its own units (fp32 [tasks], detached)."""
-        pooled = self.pool(batch.buckets)
+        pooled = self.trunk(batch.buckets)
         total, sums = pooled.new_zeros((), dtype=torch.float32), []
         for name, head in self.heads.items():
             assert isinstance(head, Head)
@@ -38,13 +38,9 @@ class MultiTaskModel(nn.Module):
 
     def predictions(self, buckets: list[Bucket]) -> dict[str, Tensor]:
         """Predictions of every head on every row: fp32 [rows] or [rows, outputs]."""
-        pooled = self.pool(buckets)
+        pooled = self.trunk(buckets)
         out = {}
         for name, head in self.heads.items():
             assert isinstance(head, Head)
             out[name] = head.predictions(head(pooled))
         return out
-
-    def pool(self, buckets: list[Bucket]) -> Tensor:
-        """[rows of all buckets in order, hidden]."""
-        return torch.cat([self.trunk(b.input_ids, b.mask, b.types) for b in buckets])

@@ -1,4 +1,7 @@
-"""`lmrecipes check`: the preflight rules over the launch files that a person names, or over a recipe's own pairs."""
+"""`lmrecipes check`: the preflight rules over the launch files that a person names, or over a recipe's own pairs.
+
+The rows of its tasks are checked too, as far as they are on this machine.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 from lmrecipes.planning.hardware import Hardware
 from lmrecipes.planning.launch_files import LoadedFile, load_file
 from lmrecipes.planning.preflight import named_json, preflight
-from lmrecipes.problems import Problem
+from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe import Recipe
 
 
@@ -34,6 +37,27 @@ def check_recipe(
         json = load_file(deepspeed, "deepspeed") if deepspeed is not None else _json_of(yaml, accelerate)
         problems = preflight(recipe, json, yaml, hardware)
     return list(dict.fromkeys(problems))
+
+
+def check_data(recipe: Recipe) -> list[Problem]:
+    """What is wrong with the tasks' rows. Nothing is fetched: what is not on this machine is not looked at."""
+    from lmrecipes.assets import find, is_cached
+    from lmrecipes.data.offline import OFFLINE
+    from lmrecipes.data.sources import read_rows
+    from lmrecipes.data.targets import build_task_data
+
+    problems = []
+    for name, task in recipe.tasks.items():
+        offline, dataset = task.source.offline, task.source.dataset
+        if offline in OFFLINE and not is_cached(find(OFFLINE[offline].asset)):
+            continue
+        if dataset is not None and not Path(dataset).is_dir():
+            continue
+        try:
+            build_task_data(name, task, read_rows(name, task))
+        except InputError as error:
+            problems += error.problems
+    return problems
 
 
 def _check_pair(recipe: Recipe, path: Path, hardware: Hardware, hardware_named: bool) -> list[Problem]:

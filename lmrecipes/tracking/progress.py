@@ -76,8 +76,8 @@ class TrainingBar:
         left = clock(self._mean("time/step") * (self.total - step))
         if self.live is not None:
             elapsed = clock(time.monotonic() - self.began)
-            fields = {"loss": f"{self._mean('loss'):.4f}", "speed": f"{speed:,.0f}", "elapsed": elapsed, "left": left}
-            self.bar.update(self.task, completed=step, **fields)
+            loss = f"{self._mean('loss'):.4f}"
+            self.bar.update(self.task, completed=step, loss=loss, speed=f"{speed:,.0f}", elapsed=elapsed, left=left)
             self.live.update(Group(self.bar, self._by_task()))
         elif time.monotonic() - self.said > LINE_SECONDS or step == self.total:
             self.said = time.monotonic()

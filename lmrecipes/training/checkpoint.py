@@ -16,6 +16,7 @@ from typing import Any
 
 from lmrecipes.files import write_json
 from lmrecipes.problems import InputError, Problem
+from lmrecipes.run_folder import replace_folder
 from lmrecipes.training.engine import Engine
 
 
@@ -38,14 +39,14 @@ def fits_to(engine: Engine) -> dict[str, Any]:
     """What the engine's state depends on: a checkpoint resumes only where these are the same."""
     zero = engine.zero_stage
     return {
-        "zero_stage": zero,
+        "ZeRO stage": zero if zero is not None else "none",
         "precision": engine.recipe.precision.compute,
-        "world_size": engine.world_size if zero is not None else "any",
+        "world size": engine.world_size if zero is not None else "any",
     }
 
 
 def save_checkpoint(engine: Engine, folder: Path, state: RunState, keep: int) -> Path:
-    """Write `folder/step-N`; prune older ones after it stands. Every rank takes part."""
+    """Write `folder/step-N`; prune other ones after it stands. Every rank takes part."""
     final = folder / f"step-{state.step:08d}"
     partial = folder / f"{final.name}.tmp"
     if engine.is_main:
@@ -58,11 +59,8 @@ def save_checkpoint(engine: Engine, folder: Path, state: RunState, keep: int) ->
         write_json(partial / "state.json", asdict(state))
         files = {str(p.relative_to(partial)): _describe(p) for p in sorted(partial.rglob("*")) if p.is_file()}
         write_json(partial / "manifest.json", {"step": state.step, "fits_to": fits_to(engine), "files": files})
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        _sync(folder)
-        for old in _folders(folder)[keep:]:
-            shutil.rmtree(old)
+        replace_folder(partial, final)
+        _prune(folder, final, keep)
     engine.barrier()
     return final
 
@@ -75,13 +73,13 @@ def find_checkpoint(folder: Path) -> Path | None:
 def load_checkpoint(engine: Engine, checkpoint: Path) -> RunState:
     """Load into the engine. Raises InputError where the launch differs from the one that saved it."""
     manifest = json.loads((checkpoint / "manifest.json").read_text())
-    now = fits_to(engine)
-    differing = {key: (saved, now[key]) for key, saved in manifest["fits_to"].items() if saved != now[key]}
+    saved, now = manifest["fits_to"], fits_to(engine)
+    differing = [key for key in now if saved.get(key) != now[key]]
     if differing:
         raise InputError(
             Problem(
-                f"{checkpoint}",
-                "; ".join(f"saved with {key} {saved}, resumed with {here}" for key, (saved, here) in differing.items()),
+                str(checkpoint),
+                "; ".join(f"saved with {key} {saved.get(key)}, resumed with {key} {now[key]}" for key in differing),
                 "resume with the launch that started the run",
                 "resume-mismatch",
             )
@@ -95,9 +93,20 @@ def _folders(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*") if p.suffix != ".tmp"), reverse=True)
 
 
+def _prune(folder: Path, newest: Path, keep: int) -> None:
+    """Remove all but the `keep` checkpoints up to `newest`.
+
+    Later steps belong to an attempt whose checkpoint did not verify, or the run would have continued from it.
+    """
+    kept = [found for found in _folders(folder) if found.name <= newest.name][:keep]
+    for old in folder.glob("step-*"):
+        if old not in kept:
+            shutil.rmtree(old)
+
+
 def _describe(path: Path) -> dict[str, Any]:
-    _sync(path)
     with path.open("rb") as file:
+        os.fsync(file.fileno())
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
@@ -107,11 +116,3 @@ def _verifies(checkpoint: Path) -> bool:
         return all(_describe(checkpoint / name) == expected for name, expected in files.items())
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -101,9 +101,8 @@ class Engine:
 
     def prepare(self, model: nn.Module) -> None:
         """Wrap the model (a `MultiTaskModel` in fp32) and make its optimizer."""
-        offload = bool(self.deepspeed and self.deepspeed["zero_optimization"].get("offload_optimizer"))
         groups = parameter_groups(model, self.recipe)
-        optimizer = make_optimizer(groups, self.recipe.optimizer, self.device, offload)
+        optimizer = make_optimizer(groups, self.recipe.optimizer, self.device, offloads_optimizer(self.deepspeed))
         if self.deepspeed is None:
             model.to(self.device)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
@@ -321,6 +320,8 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """
     kinds: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         task = recipe.tasks.get(name.split(".")[1]) if name.startswith("heads.") else None
         factor = task.learning_rate_factor if task is not None else 1.0
         shape = getattr(parameter, "ds_shape", parameter.shape)  # under ZeRO-3 a parameter may already be partitioned
@@ -329,15 +330,21 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     return [{"params": ps, "weight_decay": decay, "factor": factor} for (factor, decay), ps in kinds.items()]
 
 
+def offloads_optimizer(deepspeed: dict[str, Any] | None) -> bool:
+    """Whether optimizer states live outside the device. `{"device": "none"}` is DeepSpeed's way to say that they do not."""
+    offload = deepspeed["zero_optimization"].get("offload_optimizer") if deepspeed is not None else None
+    return isinstance(offload, dict) and offload.get("device") in ("cpu", "nvme")
+
+
 def make_optimizer(
     groups: list[dict[str, Any]], optimizer: Optimizer, device: torch.device, offload: bool
 ) -> torch.optim.Optimizer:
-    """The recipe's optimizer. With CPU offload, DeepSpeed's own CPU Adam (the same update rule)."""
+    """The recipe's optimizer. Offloaded AdamW is DeepSpeed's own (the same update rule); SGD stays torch's."""
+    if optimizer.name == "sgd":
+        return torch.optim.SGD(groups, lr=optimizer.lr, momentum=optimizer.betas[0])
     if offload:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, adamw_mode=True)
-    if optimizer.name == "sgd":
-        return torch.optim.SGD(groups, lr=optimizer.lr, momentum=optimizer.betas[0])
     fused = device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=fused)

@@ -8,6 +8,7 @@ model/  config.json model.safetensors   the trunk: `AutoModel.from_pretrained("m
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from lmrecipes.models.multitask import MultiTaskModel
 from lmrecipes.models.trunk import load_trunk
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe import Model, Recipe
+from lmrecipes.run_folder import replace_folder
 from lmrecipes.training.engine import Engine
 
 TRUNK, HEADS = "trunk.model.", "heads."
@@ -67,8 +69,10 @@ def export_model(engine: Engine, recipe: Recipe, specs: dict[str, HeadSpec], fol
         },
     )
     load_tokenizer(resolve_model(recipe.model.pretrained)).save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    for path in partial.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    replace_folder(partial, folder)
 
 
 def load_exported(folder: Path) -> ExportedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
@@ -10,6 +11,7 @@ import shlex
 import signal
 import sys
 import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,13 +22,14 @@ import torch
 from lmrecipes.data.batches import Batcher, Step, TrainingStream
 from lmrecipes.data.encode import EncodedTask, encode_tasks, training_rows
 from lmrecipes.data.mixture import build_mixture
+from lmrecipes.data.permutation import hash_key
 from lmrecipes.files import write_json
 from lmrecipes.models.heads import HeadSpec, head_spec
 from lmrecipes.models.multitask import MultiTaskModel
 from lmrecipes.models.trunk import load_trunk
 from lmrecipes.problems import InputError, Problem, RunFailed
 from lmrecipes.recipe import Recipe
-from lmrecipes.run_folder import RunFolder, latest_run, new_run, open_run, write_environment, write_recipe
+from lmrecipes.run_folder import RunFolder, claim_run, new_run, resumable_run, write_environment, write_recipe
 from lmrecipes.tracking.progress import TrainingBar, evaluation_bar
 from lmrecipes.tracking.record import MetricsFile
 from lmrecipes.tracking.trackers import Trackers
@@ -51,6 +54,10 @@ class Start:
     """Stop with a checkpoint after this many steps, as if interrupted."""
 
 
+MOST_SKIPS = 50
+"""fp16 steps skipped in a row before a run stops: dynamic scaling needs 17 at most from 2**16 to 1."""
+
+
 class Interrupted(Exception):
     """A signal asked the run to stop; it was saved. `number` is the signal's."""
 
@@ -73,8 +80,10 @@ class Training:
 
     def __init__(self, recipe: Recipe, start: Start) -> None:
         self.recipe = recipe
+        self.launcher = launcher()  # before Accelerate writes marks of its own into the environment
         self.tasks = encode_tasks(recipe)
-        self.engine = Engine(recipe, start.deepspeed)
+        with redirect_stdout(io.StringIO()):  # DeepSpeed prints of every operator that it loads
+            self.engine = Engine(recipe, start.deepspeed)
         self.run = self.engine.broadcast(_folder(recipe, start) if self.engine.is_main else None)
         if isinstance(self.run, InputError):
             raise self.run
@@ -88,7 +97,10 @@ class Training:
         )
         model = MultiTaskModel(load_trunk(recipe.model, recipe.seed), self.specs)
         self.flops_per_token = training_flops_per_token(model)
-        self.engine.prepare(model)
+        with redirect_stdout(io.StringIO()):
+            self.engine.prepare(model)
+        self.draws_dropout = recipe.model.dropout != 0
+        self.skips_in_a_row = 0
         self.state = RunState(examples=dict.fromkeys(self.tasks, 0), tokens=dict.fromkeys(self.tasks, 0))
         if start.resume:
             self._resume()
@@ -131,7 +143,7 @@ class Training:
             self.state.seconds += seconds
             metrics |= self._costs(step, seconds, waited)
             number = self.state.step
-            self._judge(outcome, metrics["loss"])
+            self._judge(outcome, metrics)
             due = bool(recipe.evaluation.every) and number % recipe.evaluation.every == 0 and number < last
             if due:
                 metrics |= evaluation_metrics(self.evaluate("validation"))
@@ -145,18 +157,35 @@ class Training:
             if recipe.checkpoint.every and number % recipe.checkpoint.every == 0 and number < last:
                 self._save()
 
-    def _judge(self, outcome: Outcome, loss: float) -> None:
-        """Count a step that the loss scaler skipped; stop at a loss that is not finite."""
+    def _judge(self, outcome: Outcome, metrics: dict[str, float]) -> None:
+        """Stop where the numbers are not finite; in fp16 count the steps that the loss scaler skips, as it is meant to."""
+        number, norm = self.state.step, metrics["grad_norm"]
         if not outcome.finite and (outcome.applied or self.recipe.precision.compute != "fp16"):
-            raise RunFailed(f"step {self.state.step}: the loss is {loss}; the last checkpoint is untouched")
-        if not outcome.applied:
-            self.state.skipped_steps += 1
-            log.warning("step %d was skipped: its gradients were not finite", self.state.step)
+            raise RunFailed(f"step {number}: the loss is {metrics['loss']}; {self._kept()}")
+        if outcome.applied and math.isfinite(norm):
+            self.skips_in_a_row = 0
+            return
+        if outcome.applied or self.recipe.precision.compute != "fp16":
+            raise RunFailed(f"step {number}: the gradients are not finite (norm {norm}); {self._kept()}")
+        self.state.skipped_steps += 1
+        self.skips_in_a_row += 1
+        log.warning("step %d was skipped: its gradients were not finite", number)
+        if self.skips_in_a_row == MOST_SKIPS:
+            raise RunFailed(f"step {number}: {MOST_SKIPS} steps in a row had gradients that were not finite; {self._kept()}")
+
+    def _kept(self) -> str:
+        """What a failed run leaves to go on from."""
+        kept = sorted(path.name for path in self.run.checkpoints.glob("step-*") if path.suffix != ".tmp")
+        return f"the newest checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
 
     def one_step(self, step: Step) -> tuple[dict[str, float], Outcome]:
         """One optimizer step, summed over ranks. `loss/<task>` is absent where the step held no example of the task."""
         sums = torch.zeros(len(self.tasks) + 1, dtype=torch.float64, device=self.engine.device)
         for i, micro in enumerate(step.micro_batches):
+            if self.draws_dropout:
+                # Masks as a function of the place in the run: no state of a generator to save, and a resumed run draws
+                # what the uninterrupted one would have drawn.
+                torch.manual_seed(hash_key(self.recipe.seed, "dropout", self.state.step, i, self.engine.rank))
             sums[:-1] += self.engine.micro_step(micro, last=i == len(step.micro_batches) - 1)
         sums[-1] = self.signal
         rate = learning_rate(self.recipe.schedule, self.recipe.optimizer.lr, self.state.step)
@@ -236,8 +265,9 @@ class Training:
             "precision": self.recipe.precision.compute,
             "batch": str(self.engine.plan),
             "command": os.environ.get("LMRECIPES_COMMAND") or shlex.join(sys.orig_argv),
-            "launcher": launcher(),
+            "launcher": self.launcher,
             "threads": torch.get_num_threads(),
+            "from_step": self.state.step,
         }
 
     def _save(self) -> Path:
@@ -269,20 +299,9 @@ class Training:
 def _folder(recipe: Recipe, start: Start) -> RunFolder | InputError:
     """The run's folder on rank 0; an error is handed to all ranks rather than raised on one."""
     try:
-        if not start.resume:
-            if start.run is None:
-                return new_run(recipe.name)
-            start.run.mkdir(parents=True, exist_ok=True)
-            return RunFolder(start.run)
-        if start.run is not None:
-            return open_run(start.run)
-        found = latest_run(recipe.name)
-        if found is None:
-            problem = Problem(
-                "--resume", f"no unfinished run of {recipe.name!r} under runs/", "name one with --run-folder", "resume-nothing"
-            )
-            return InputError(problem)
-        return found
+        if start.resume:
+            return resumable_run(start.run, recipe)
+        return claim_run(start.run) if start.run is not None else new_run(recipe.name)
     except InputError as error:
         return error
 
@@ -311,9 +330,11 @@ def loss_scales(recipe: Recipe, specs: dict[str, HeadSpec]) -> dict[str, float]:
 
 
 def launcher() -> str:
-    """Which launcher started this process."""
-    if "ACCELERATE_USE_DEEPSPEED" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ:
+    """Which launcher started this process, by the marks that each leaves in the environment."""
+    if "LMRECIPES_COMMAND" in os.environ:
+        return "lmrecipes train"
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
         return "accelerate"
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return "torchrun"
-    return "deepspeed" if "CROSS_RANK" in os.environ or "LOCAL_SIZE" in os.environ else "python"
+    return "deepspeed" if "CROSS_RANK" in os.environ else "python"

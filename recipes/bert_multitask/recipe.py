@@ -24,22 +24,23 @@ def recipe() -> Recipe:
         name="bert_multitask",
         description="one pretrained BERT on four text tasks: regression, classification (2), multi-label",
         tasks={
-            "valence": Task(kind="regression", source=offline("vader_valence"), weight=0.30),
-            "icd10": Task(kind="classification", source=offline("icd10_chapter"), weight=0.36),
+            "valence": Task(kind="regression", source=offline("vader_valence"), weight=0.38),
+            "icd10": Task(kind="classification", source=offline("icd10_chapter"), weight=0.28),
             "hpo": Task(kind="multi_label", source=offline("hpo_systems"), weight=0.26),
-            "party": Task(kind="classification", source=offline("sotu_party"), weight=0.08, max_length=64),
+            "party": Task(kind="classification", source=offline("sotu_party"), weight=0.08),
         },
-        model=Model(pretrained="minilm", max_length=64),
-        batch=Batch(examples=64, micro_examples=32, length_buckets=4),
+        # The word table is half of the parameters, and a short run hardly moves it: frozen, a step takes 3/4 of the time.
+        model=Model(pretrained="minilm", max_length=64, freeze=("embeddings.word_embeddings.*",)),
+        batch=Batch(examples=128, micro_examples=64, length_buckets=2),
         optimizer=Optimizer(lr=3e-4),
-        schedule=Schedule(steps=170),
+        schedule=Schedule(steps=150),
     )
 
 
 def full() -> Recipe:
     """About fifteen minutes of training on two CPU cores."""
     short = recipe()
-    return short.model_copy(update={"schedule": short.schedule.model_copy(update={"steps": 1200})})
+    return short.model_copy(update={"schedule": short.schedule.model_copy(update={"steps": 1100})})
 
 
 if __name__ == "__main__":

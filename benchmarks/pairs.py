@@ -1,0 +1,78 @@
+"""What the benchmarks share: numbers taken in pairs, and the table that a benchmark writes into its README."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmrecipes.files import write_text_atomically
+from lmrecipes.machine import cores, gpus
+
+BEGIN, END = "<!-- written by run.py: begin -->", "<!-- written by run.py: end -->"
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two things measured in turn on a machine whose speed drifts: `ours[i]` and `bare[i]` were taken side by side."""
+
+    ours: tuple[float, ...]
+    bare: tuple[float, ...]
+
+    @property
+    def ratios(self) -> list[float]:
+        """ours / bare of each pair."""
+        return [a / b for a, b in zip(self.ours, self.bare, strict=True)]
+
+    @property
+    def ratio(self) -> float:
+        """The median of the pairs' ratios: what drifts from pair to pair cancels."""
+        return statistics.median(self.ratios)
+
+
+def interleave(rounds: int, ours: Callable[[], float], bare: Callable[[], float], say: Callable[[str], None]) -> Pairs:
+    """Measure both `rounds` times in turn; every second pair starts with `bare`."""
+    taken: dict[str, list[float]] = {"ours": [], "bare": []}
+    for number in range(rounds):
+        for name in ("ours", "bare") if number % 2 == 0 else ("bare", "ours"):
+            taken[name].append(ours() if name == "ours" else bare())
+        a, b = taken["ours"][-1], taken["bare"][-1]
+        say(f"pair {number + 1}/{rounds}: ours {a:.2f}, bare {b:.2f}, ratio {a / b:.3f}")
+    return Pairs(tuple(taken["ours"]), tuple(taken["bare"]))
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share` of the values do not exceed (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers."""
+    rule = ["-", *["-:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows])
+
+
+def measured_on() -> str:
+    """Hardware, versions and date of a measurement, one line."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    device = f"{cores()} cores of {model}" + "".join(f", {name}" for name, _, _ in gpus())
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "deepspeed", "accelerate"))
+    return f"Measured on {device}; {versions}; {time.strftime('%Y-%m-%d')}."
+
+
+def write_table(readme: Path, text: str) -> None:
+    """Replace what stands between the two marks of a README."""
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{readme} lacks the marks {BEGIN} and {END}")
+    write_text_atomically(readme, f"{before}{BEGIN}\n{text}\n{END}{after}")

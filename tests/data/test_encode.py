@@ -1,0 +1,324 @@
+"""Encoded data: what the tokenizer says, made once, made again exactly when something that decides it changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from tiny import make_recipe
+
+from lmrecipes.data import encode
+from lmrecipes.data.encode import EncodedTask, encode_tasks, load_tokenizer, task_texts, training_rows
+from lmrecipes.problems import InputError
+from lmrecipes.recipe import Recipe
+
+
+@pytest.fixture
+def place(tiny: Path, tmp_path: Path, no_assets: Path) -> Path:
+    """A copy of the tiny model's tokenizer and data, to be changed; the cache is empty."""
+    shutil.copytree(tiny, tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the tasks whose rows were read."""
+    names: list[str] = []
+    read = encode.read_rows
+
+    def counted(name: str, task: Any) -> Any:
+        names.append(name)
+        return read(name, task)
+
+    monkeypatch.setattr(encode, "read_rows", counted)
+    return names
+
+
+def encoded(place: Path, **changes: Any) -> dict[str, EncodedTask]:
+    return encode_tasks(Recipe.model_validate(make_recipe(place, **changes)), progress=False)
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_tokens_are_the_tokenizers(place: Path) -> None:
+    tasks = encoded(place)
+    recipe = Recipe.model_validate(make_recipe(place))
+    tokenizer = load_tokenizer(str(place / "model"))
+    for name, data in task_texts(recipe).items():
+        for split, examples in data.splits.items():
+            found = tasks[name].splits[split]
+            wanted = [tokenizer(text, truncation=True, max_length=48)["input_ids"] for text in examples.texts]
+            starts = found.offsets.tolist()
+            assert [found.tokens[a:b].tolist() for a, b in zip(starts, starts[1:], strict=False)] == wanted
+            assert found.lengths.tolist() == [len(ids) for ids in wanted]
+            assert np.array_equal(found.targets, examples.targets)
+            assert found.types is None
+            counts = {"rows": len(examples), "tokens": sum(map(len, wanted)), "truncated": 0}
+            assert tasks[name].counts[split] == counts
+    assert tasks["long"].labels == ("medicine", "other", "politics")
+    assert (found.tokens.dtype, found.offsets.dtype) == (np.int32, np.int64)
+    assert training_rows(tasks) == {name: len(task.train) for name, task in tasks.items()}
+    assert sum(len(split) for split in tasks["short"].splits.values()) == 300
+
+
+def test_truncated_texts_are_counted(place: Path) -> None:
+    whole, cut = encoded(place), encoded(place, **{"tasks.long.max_length": 16})
+    for split in ("train", "validation", "test"):
+        lengths = whole["long"].splits[split].lengths
+        assert cut["long"].counts[split]["truncated"] == (lengths > 16).sum() > 0
+        assert np.array_equal(cut["long"].splits[split].lengths, np.minimum(lengths, 16))
+    assert cut["short"].counts == whole["short"].counts
+
+
+def test_pairs_have_segments(place: Path) -> None:
+    rows = [{"text": "good bad", "label": i, "other": "red blue one"} for i in range(100)]
+    rows += [{"text": f"{word} {other}", "label": 1, "other": word} for word in ("red", "blue", "tax", "vote", "war")
+             for other in ("good", "bad", "fine", "awful", "heart", "lung")]  # fmt: skip
+    files = jsonl(place / "pairs.jsonl", rows)
+    tasks = {"p": {"kind": "regression", "source": {"files": files, "text_pair": "other"}}}
+    train = encoded(place, tasks=tasks)["p"].train
+    assert train.types is not None
+    assert len(train.types) == len(train.tokens)
+    tokenizer = load_tokenizer(str(place / "model"))
+    texts = task_texts(Recipe.model_validate(make_recipe(place, tasks=tasks)))["p"].splits["train"]
+    assert texts.pairs is not None
+    for i in (0, len(train) - 1):
+        one = tokenizer(texts.texts[i], texts.pairs[i], return_token_type_ids=True)
+        assert train.tokens[train.offsets[i] : train.offsets[i + 1]].tolist() == one["input_ids"]
+        assert train.types[train.offsets[i] : train.offsets[i + 1]].tolist() == one["token_type_ids"]
+        assert 1 in one["token_type_ids"]
+
+
+def test_the_second_time_nothing_is_read(place: Path, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = encoded(place)
+    assert made == ["short", "long", "rare"]
+
+    def refuse(name: str) -> Any:
+        raise AssertionError("the tokenizer is not needed")
+
+    monkeypatch.setattr(encode, "load_tokenizer", refuse)
+    again = encoded(place)
+    assert made == ["short", "long", "rare"]
+    for name, task in again.items():
+        assert (task.labels, task.counts, task.skipped) == (first[name].labels, first[name].counts, first[name].skipped)
+        assert np.array_equal(task.train.tokens, first[name].train.tokens)
+
+
+def rewrite(place: Path) -> dict[str, Any]:
+    file = place / "data" / "short.jsonl"
+    file.write_text(file.read_text() + '{"text": "red", "label": 3}\n')
+    return {}
+
+
+def touch(place: Path) -> dict[str, Any]:
+    os.utime(place / "data" / "short.jsonl", (1, 1))
+    return {}
+
+
+def other_tokenizer(place: Path) -> dict[str, Any]:
+    file = place / "model" / "tokenizer.json"
+    saved = json.loads(file.read_text())
+    saved["model"]["vocab"]["extra"] = len(saved["model"]["vocab"])
+    file.write_text(json.dumps(saved))
+    return {}
+
+
+ALL = ["short", "long", "rare"]
+CHANGES: dict[str, tuple[Callable[[Path], dict[str, Any]], list[str]]] = {
+    "file rewritten": (rewrite, ["short"]),
+    "file touched": (touch, ["short"]),
+    "tokenizer": (other_tokenizer, ALL),
+    "max_length of the model": (lambda place: {"model.max_length": 32}, ALL),
+    "max_length of a task": (lambda place: {"tasks.long.max_length": 32}, ["long"]),
+    "labels": (lambda place: {"tasks.long.labels": ["other", "politics", "medicine"]}, ["long"]),
+    "kind": (lambda place: {"tasks.short.kind": "classification"}, ["short"]),
+    "fractions": (lambda place: {"tasks.rare.source.test_fraction": 0.2}, ["rare"]),
+    "weights and rates": (
+        lambda place: {"tasks.rare.weight": 2.0, "optimizer.lr": 1.0, "tasks.long.loss_factor": 3},
+        [],
+    ),
+    "seed": (lambda place: {"seed": 7}, []),
+    "batch and schedule": (lambda place: {"batch.examples": 8, "schedule.steps": 3, "precision.compute": "bf16"}, []),
+    "metrics": (lambda place: {"tasks.short.metrics": ["pearson"], "evaluation.examples": 5}, []),
+    "initialization and pooling": (lambda place: {"model.initialization": "scratch", "model.pooling": "first"}, []),
+    "max_length of a task as the model's": (lambda place: {"tasks.long.max_length": 48}, []),
+    "name of the run": (lambda place: {"name": "other"}, []),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_encodes_again(change: str, place: Path, made: list[str]) -> None:
+    before = encoded(place)
+    made.clear()
+    alter, expected = CHANGES[change]
+    after = encoded(place, **alter(place))
+    assert made == expected
+    if not expected:
+        assert all(np.array_equal(after[name].train.tokens, before[name].train.tokens) for name in ALL)
+
+
+def test_weights_of_the_model_do_not_encode_again(place: Path, made: list[str]) -> None:
+    encoded(place)
+    made.clear()
+    (place / "model" / "model.safetensors").write_bytes(b"")
+    assert encoded(place)
+    assert made == []
+
+
+def test_splits_do_not_depend_on_the_seed(place: Path) -> None:
+    first, second = (task_texts(Recipe.model_validate(make_recipe(place, seed=seed))) for seed in (0, 1))
+    for name in ALL:
+        assert all(first[name].splits[split].texts == part.texts for split, part in second[name].splits.items())
+
+
+def leftovers(cache: Path) -> list[str]:
+    return [path.name for path in (cache / "encoded").iterdir() if path.suffix != ".lock" and not complete(path)]
+
+
+def complete(folder: Path) -> bool:
+    return not folder.name.startswith(".") and (folder / "meta.json").is_file()
+
+
+def test_a_crash_leaves_no_half_cache(place: Path, no_assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, calls = encode._write_split, 0
+
+    def crash(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    monkeypatch.setattr(encode, "_write_split", crash)
+    with pytest.raises(KeyboardInterrupt):
+        encoded(place)
+    assert calls == 3
+    assert leftovers(no_assets) == []
+    assert len(encoded(place)["short"].train) > 200
+
+
+def test_what_a_killed_process_left_is_replaced(place: Path, no_assets: Path) -> None:
+    wanted = encoded(place)["short"]
+    folder = wanted.train.folder
+    tokens = wanted.train.tokens.tolist()
+    (folder / "meta.json").unlink()
+    (folder / "train.tokens.npy").write_bytes(b"half")
+    partial = folder.with_name(f".{folder.name}.partial")
+    partial.mkdir()
+    (partial / "train.types.npy").write_bytes(b"half")
+    again = encoded(place)["short"]
+    assert again.train.folder == folder
+    assert again.train.tokens.tolist() == tokens
+    assert again.train.types is None
+    assert leftovers(no_assets) == []
+
+
+def test_processes_that_race_encode_once(place: Path, no_assets: Path) -> None:
+    (place / "slow_rows.py").write_text(
+        "import time\nfrom pathlib import Path\n\ndef rows():\n"
+        "    with Path('reads').open('a') as file:\n        file.write('x')\n    time.sleep(1)\n"
+        "    return [{'text': f'red {i} good', 'label': i % 7} for i in range(300)]\n"
+    )
+    tasks = {"t": {"kind": "regression", "source": {"function": "slow_rows:rows"}}}
+    (place / "recipe.json").write_text(json.dumps(make_recipe(place, tasks=tasks)))
+    program = (
+        "import json, time\nfrom pathlib import Path\nfrom lmrecipes.data.encode import encode_tasks\n"
+        "from lmrecipes.recipe import Recipe\nimport transformers\nPath(f'ready{__import__(\"os\").getpid()}').touch()\n"
+        "while len(list(Path().glob('ready*'))) < 2: time.sleep(0.01)\n"
+        "task = encode_tasks(Recipe.model_validate(json.loads(Path('recipe.json').read_text())))['t']\n"
+        "print(task.counts, task.train.tokens.sum())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    racers = [
+        subprocess.Popen([sys.executable, "-c", program], cwd=place, env=environment, text=True, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    said = [racer.communicate(timeout=120)[0] for racer in racers]
+    assert [racer.returncode for racer in racers] == [0, 0]
+    assert said[0] == said[1] != ""
+    assert (place / "reads").read_text() == "x"
+    assert leftovers(no_assets) == []
+
+
+def test_problems_of_all_tasks_come_together(place: Path) -> None:
+    jsonl(place / "data" / "long.jsonl", [{"text": "x", "label": None}] * 3)
+    with pytest.raises(InputError) as caught:
+        encoded(place, **{"tasks.short.source.files": "nowhere.jsonl", "tasks.rare.source.label": "lable"})
+    assert [(problem.where, problem.id) for problem in caught.value.problems] == [
+        ("tasks.short.source.files", "file-missing"),
+        ("tasks.long.source", "bad-rows"),
+        ("tasks.rare.source.label", "column-missing"),
+    ]
+
+
+def test_skipped_rows_are_counted(place: Path) -> None:
+    with (place / "data" / "short.jsonl").open("a") as file:
+        file.write('{"text": "", "label": 1}\n{"text": "red"}\n')
+    task = encoded(place, **{"tasks.short.source.on_bad_row": "skip"})["short"]
+    assert task.skipped == 2
+    assert sum(counts["rows"] for counts in task.counts.values()) == 300
+
+
+def test_longer_than_the_model_reads(place: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        encoded(place, **{"model.max_length": 65, "tasks.long.max_length": 200, "tasks.short.max_length": 64})
+    assert [(p.where, p.what) for p in caught.value.problems] == [
+        ("tasks.long.max_length", "200 tokens, but the model reads 64"),
+        ("model.max_length", "65 tokens, but the model reads 64"),
+    ]
+
+
+def test_a_text_without_any_token(place: Path) -> None:
+    file = place / "model" / "tokenizer.json"
+    saved = json.loads(file.read_text())
+    saved["post_processor"] = None
+    saved["normalizer"] = {"type": "Strip", "strip_left": True, "strip_right": True}
+    saved["pre_tokenizer"] = {"type": "Split", "pattern": {"String": "~"}, "behavior": "Removed", "invert": False}
+    file.write_text(json.dumps(saved))
+    with (place / "data" / "short.jsonl").open("a") as rows:
+        rows.write('{"text": "~~", "label": 1}\n')
+    with pytest.raises(InputError, match=r"no token in 1 text\(s\) of the .* split, such as '~~'"):
+        encoded(place)
+
+
+@pytest.mark.parametrize("left", [[], ["config.json"], ["config.json", "model.safetensors"]])
+def test_a_model_folder_without_a_tokenizer(left: list[str], place: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    for file in left:
+        shutil.copy(place / "model" / file, folder)
+    with pytest.raises(InputError) as caught:
+        encoded(place, **{"model.pretrained": str(folder)})
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.id) == ("model.pretrained", "model-missing")
+    assert "holds no tokenizer" in problem.what
+
+
+def test_a_model_name_without_a_network(place: Path) -> None:
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE is set") as caught:
+        encoded(place, **{"model.pretrained": "nobody/no-such-model"})
+    assert {problem.where for problem in caught.value.problems} == {"model.pretrained"}
+    assert len(caught.value.problems) == 1, "said once, not once a task"
+
+
+def test_sample_is_the_same_rows_for_every_seed(place: Path) -> None:
+    test = encoded(place)["short"].splits["test"]
+    rows = test.sample(10, "evaluation")
+    assert len(rows) == 10
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    assert np.array_equal(rows, encoded(place, seed=3)["short"].splits["test"].sample(10, "evaluation"))
+    assert set(rows) < set(test.sample(11, "evaluation")), "more rows are the same and others"
+    assert not np.array_equal(rows, test.sample(10, "calibration"))
+    assert test.sample(None, "evaluation").tolist() == test.sample(10_000, "x").tolist() == list(range(len(test)))
