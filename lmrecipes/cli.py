@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import sys
@@ -69,7 +70,7 @@ class ConfigureOptions:
 class EvaluateOptions:
     """Arguments of `lmrecipes evaluate`."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a finished run."""
     task: str | None = None
     """Only this task."""
@@ -83,7 +84,7 @@ class EvaluateOptions:
 class ExportOptions:
     """Arguments of `lmrecipes export`."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a finished run."""
     to: Path
     """The new folder."""
@@ -167,7 +168,7 @@ def _help() -> int:
 
 
 def _parse(options: type[Any], args: Sequence[str], command: str) -> Any:
-    about = (COMMANDS[command][1].__doc__ or "").strip()
+    about = inspect.getdoc(COMMANDS[command][1])
     return tyro.cli(options, args=list(args), prog=f"lmrecipes {command}", description=about)
 
 
@@ -181,7 +182,7 @@ def _recipe(args: Sequence[str], options: type[Options], command: str) -> tuple[
 def _recipe_file(args: Sequence[str], options: type[Any], command: str) -> RecipeFile:
     """The file of the recipe before the flags. Prints the command's own help where only that is asked for."""
     if args and args[0] in ("-h", "--help"):
-        about = (COMMANDS[command][1].__doc__ or "").strip()
+        about = inspect.getdoc(COMMANDS[command][1])
         more = f"Every field of a recipe is a flag too: see `lmrecipes {command} RECIPE --help`."
         tyro.cli(options, args=["--help"], prog=f"lmrecipes {command} RECIPE", description=f"{about}\n\n{more}")
     if not args or args[0].startswith("-"):

@@ -23,9 +23,9 @@ from lmrecipes.planning.launch_files import load_file
 from lmrecipes.planning.launch_pair import Stage, launch_pair, write_pair
 from lmrecipes.planning.preflight import preflight
 from lmrecipes.problems import InputError, Problem, RunFailed
+from lmrecipes.ranks import run_ranks, send_to_children
 from lmrecipes.recipe import Recipe
 from lmrecipes.recipe_files import RecipeFile, find_recipe
-from lmrecipes.ranks import run_ranks, send_to_children
 from lmrecipes.run_folder import RunFolder, claim_run, new_run, resumable_run
 
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)

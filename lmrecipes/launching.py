@@ -1,4 +1,4 @@
-"""What a training process does: the `main` of every recipe, the same under python, torchrun, accelerate and deepspeed."""
+"""What a training process does: the `main` of every recipe, under python, torchrun, accelerate and deepspeed alike."""
 
 from __future__ import annotations
 
@@ -57,9 +57,8 @@ def guarded(action: Callable[[], int]) -> int:
         return 2
     except RunFailed as error:
         if os.environ.get("RANK", "0") == "0":
-            console = Console(stderr=True, soft_wrap=True)
-            console.print("[bold red]the run failed[/]: ", end="")
-            console.print(str(error), markup=False, highlight=False)
+            Console(stderr=True).print("[bold red]the run failed[/]: ", end="")
+            _say(str(error))
         return 3
     except KeyboardInterrupt:
         return 130
@@ -123,17 +122,22 @@ def run_process(file: RecipeFile, args: Sequence[str]) -> int:
         result = training.fit()
     except Interrupted as stop:
         if training.engine.is_main:
-            resume = f"--resume --run-folder {training.run.path}"
-            Console(stderr=True, soft_wrap=True).print(f"{stop}. Go on with {resume}", markup=False, highlight=False)
+            _say(f"{stop}. Go on with --resume --run-folder {training.run.path}")
         training.engine.barrier()  # a launcher ends the other ranks once one has ended
         return 128 + stop.number
     finally:
         training.engine.close()
-    if training.engine.is_main and result:
+    if training.engine.is_main and not result:
+        _say(f"stopped after step {training.state.step}. Go on with --resume --run-folder {training.run.path}")
+    elif training.engine.is_main:
         from lmrecipes.results import finish_run
 
         finish_run(training.run, file)
     return 0
+
+
+def _say(line: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(line, markup=False, highlight=False)
 
 
 def read_deepspeed(path: Path | None, file: RecipeFile) -> tuple[Path, dict[str, Any]] | None:

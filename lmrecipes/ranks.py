@@ -1,4 +1,4 @@
-"""Several ranks on this machine, by the same torch launcher that `torchrun` calls, in this process.
+"""Ranks and who started them. Several on this machine are started by the code that `torchrun` calls, in this process.
 
 `torchrun` itself turns every rank's exit code into 1 with a page of traceback, and kills ranks that take more than 30
 seconds to save after a signal. Here exit codes come back as they are, and signals are the caller's to send.
@@ -6,19 +6,21 @@ seconds to save after a signal. Here exit codes come back as they are, and signa
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
 
 
 def run_ranks(arguments: Sequence[str]) -> dict[int, int]:
-    """As `torchrun ARGUMENTS`, which `python -m torch.distributed.run ARGUMENTS` is. Exit codes by rank, empty where all are 0.
-
-    A rank that fails ends the others. torch raises its one exception where any did.
-    """
+    """As `torchrun ARGUMENTS`: a rank that fails ends the others. Returns exit codes by rank, none where all are 0."""
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -33,10 +35,9 @@ def run_ranks(arguments: Sequence[str]) -> dict[int, int]:
 
 def send_to_children(number: int) -> None:
     """Send a signal to every process that this one started."""
-    import psutil
-
     for child in psutil.Process().children():
-        child.send_signal(number)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.send_signal(number)
 
 
 def stop_with_parent() -> None:
@@ -47,4 +48,31 @@ def stop_with_parent() -> None:
 
 def started_by_launcher() -> bool:
     """Whether the parent is a launcher, whose end must end this rank too; a shell may end before its `nohup` jobs."""
-    return any(mark in os.environ for mark in ("LMRECIPES_COMMAND", "TORCHELASTIC_RUN_ID", "CROSS_RANK"))
+    return launcher() != "python"
+
+
+def launcher() -> str:
+    """Which launcher started this process, by the marks that each leaves in the environment."""
+    if "LMRECIPES_COMMAND" in os.environ:
+        return "lmrecipes train"
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
+        return "accelerate"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "torchrun"
+    return "deepspeed" if "CROSS_RANK" in os.environ else "python"
+
+
+def launch_command() -> str:
+    """The command line that started the run: the launcher's, where there is one."""
+    if "LMRECIPES_COMMAND" in os.environ:
+        return os.environ["LMRECIPES_COMMAND"]
+    command = sys.orig_argv
+    above = {"torchrun": 1, "accelerate": 1, "deepspeed": 2}.get(
+        launcher(), 0
+    )  # deepspeed's runner starts its launch.py
+    with contextlib.suppress(psutil.Error, IndexError):
+        command = psutil.Process().parents()[above - 1].cmdline() if above else command
+    # A console script shows as `/venv/bin/python /venv/bin/torchrun ...`.
+    if len(command) > 1 and Path(command[1]).name in ("torchrun", "accelerate", "deepspeed"):
+        command = [Path(command[1]).name, *command[2:]]
+    return shlex.join(command)

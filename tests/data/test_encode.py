@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_tokens_are_the_tokenizers(place: Path) -> None:
             found = tasks[name].splits[split]
             wanted = [tokenizer(text, truncation=True, max_length=48)["input_ids"] for text in examples.texts]
             starts = found.offsets.tolist()
-            assert [found.tokens[a:b].tolist() for a, b in zip(starts, starts[1:], strict=False)] == wanted
+            assert [found.tokens[a:b].tolist() for a, b in pairwise(starts)] == wanted
             assert found.lengths.tolist() == [len(ids) for ids in wanted]
             assert np.array_equal(found.targets, examples.targets)
             assert found.types is None
@@ -234,8 +235,8 @@ def test_processes_that_race_encode_once(place: Path, no_assets: Path) -> None:
     tasks = {"t": {"kind": "regression", "source": {"function": "slow_rows:rows"}}}
     (place / "recipe.json").write_text(json.dumps(make_recipe(place, tasks=tasks)))
     program = (
-        "import json, time\nfrom pathlib import Path\nfrom lmrecipes.data.encode import encode_tasks\n"
-        "from lmrecipes.recipe import Recipe\nimport transformers\nPath(f'ready{__import__(\"os\").getpid()}').touch()\n"
+        "import json, os, time\nfrom pathlib import Path\nfrom lmrecipes.data.encode import encode_tasks\n"
+        "from lmrecipes.recipe import Recipe\nimport transformers\nPath(f'ready{os.getpid()}').touch()\n"
         "while len(list(Path().glob('ready*'))) < 2: time.sleep(0.01)\n"
         "task = encode_tasks(Recipe.model_validate(json.loads(Path('recipe.json').read_text())))['t']\n"
         "print(task.counts, task.train.tokens.sum())\n"

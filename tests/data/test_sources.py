@@ -247,7 +247,7 @@ def test_function_when_started_by_a_script_from_elsewhere(tmp_path: Path) -> Non
     ],
 )
 def test_function_mistakes(body: str, identity: str, says: str, request: pytest.FixtureRequest) -> None:
-    name = module(f"mistake_{abs(hash(request.node.name))}", body)
+    name = module(f"mistake{request.node.callspec.indices['body']}", body)
     found = problem(function=f"{name}:rows")
     assert found.id == identity
     assert says in str(found)

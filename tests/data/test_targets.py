@@ -25,7 +25,7 @@ def build(
     kind: TaskKind, labels: list[Any], texts: list[Any] | None = None, names: tuple[str, ...] | None = None,
     groups: list[Any] | None = None, pairs: list[Any] | None = None, **source: Any,
 ) -> TaskData:  # fmt: skip
-    """One source without splits, after 60 good rows of its own kind that fill every split."""
+    """The data of a source without splits."""
     task = Task(kind=kind, labels=names, source=Source(files="x", **source))
     return build_task_data("t", task, {"all": Rows(texts or words(len(labels)), pairs, labels, groups)})
 
@@ -47,9 +47,10 @@ def bad(kind: TaskKind, label: Any, names: tuple[str, ...] | None = None) -> str
 
 def targets_of(data: TaskData) -> dict[str, Any]:
     """Target of every text."""
-    return {
-        text: target for part in data.splits.values() for text, target in zip(part.texts, part.targets.tolist(), strict=True)
-    }  # fmt: skip
+    found: dict[str, Any] = {}
+    for part in data.splits.values():
+        found.update(zip(part.texts, part.targets.tolist(), strict=True))
+    return found
 
 
 def test_regression() -> None:
@@ -226,9 +227,7 @@ def test_a_split_without_rows() -> None:
     with pytest.raises(InputError, match="no rows in the split") as caught:
         build("regression", [1.0] * 3)
     assert caught.value.problems[0].id == "split-empty"
-    with pytest.raises(
-        InputError, match="no rows in the split.s. train, validation, test .5 rows were read, 5 of them bad"
-    ):
+    with pytest.raises(InputError, match=r"train, validation, test \(5 rows were read, 5 of them bad"):
         build("regression", [None] * 5, on_bad_row="skip")
 
 

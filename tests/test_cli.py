@@ -1,0 +1,399 @@
+"""The commands: exit codes, help, machine-readable output alone on stdout, and what they say to every mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import make_recipe
+
+from lmrecipes.cli import COMMANDS
+from lmrecipes.cli import run as command
+from lmrecipes.planning.launch_pair import STANDARD_PAIRS
+
+ROOT = Path(__file__).resolve().parents[1]
+BERT = ROOT / "recipes" / "bert_multitask"
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's working directory, and a terminal of 80 columns."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    return tmp_path
+
+
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def write(tiny: Path, here: Path) -> Write:
+    """Write the tiny recipe with some fields changed to `mine.yaml`; returns the file's name."""
+
+    def write_recipe(**changes: Any) -> str:
+        Path("mine.yaml").write_text(yaml.safe_dump(make_recipe(tiny, **changes), sort_keys=False))
+        return "mine.yaml"
+
+    return write_recipe
+
+
+def refused(capfd: Capture, *args: str) -> str:
+    """What a command says on stderr when it refuses: exit code 2, nothing on stdout, no traceback, nothing written."""
+    before = sorted(Path.cwd().rglob("*"))
+    assert command(args) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    assert "errors.pydantic.dev" not in err
+    assert sorted(Path.cwd().rglob("*")) == before
+    return err
+
+
+# Help and facts
+
+
+def test_help_and_list_import_neither_torch_nor_transformers() -> None:
+    code = """
+import sys
+from lmrecipes.cli import run
+for args in (["--help"], ["list"], ["train", "--help"], ["train", "bert_multitask", "--help"], ["schema"]):
+    assert run(args) == 0, args
+heavy = {"torch", "transformers", "deepspeed", "accelerate", "datasets", "pandas", "sklearn"} & set(sys.modules)
+sys.exit(f"imported: {heavy}" if heavy else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_console_script_returns_the_exit_code() -> None:
+    script = Path(sys.executable).parent / "lmrecipes"
+    done = subprocess.run([script, "lst"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Did you mean `list`?" in done.stderr
+    closed = subprocess.run(f"{script} schema | head -1", shell=True, capture_output=True, text=True)
+    assert (closed.stdout, closed.stderr) == ("{\n", "")
+
+
+@pytest.mark.parametrize("args", [[], ["--help"], ["-h"]])
+def test_help_names_every_command(args: list[str], capfd: Capture) -> None:
+    assert command(args) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    for name in COMMANDS:
+        assert f"  {name}" in out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, capfd: Capture, here: Path) -> None:
+    assert command([name, "--help"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert out.startswith(f"usage: lmrecipes {name}")
+    takes_recipe = name in ("show", "check", "configure", "train")
+    assert (f"`lmrecipes {name} RECIPE --help`" in out) == takes_recipe
+
+
+def test_a_recipes_help_lists_every_field(capfd: Capture) -> None:
+    assert command(["train", "bert_multitask", "--help"]) == 0
+    out = capfd.readouterr().out
+    wanted = ["--processes", "--optimizer.lr", "--tasks.era.max-length", "--batch.examples", "--full: About fifteen"]
+    for flag in [*wanted, "--tasks.valence.source.on-bad-row", "Peak learning rate of the trunk."]:
+        assert flag in out
+
+
+def test_version(capfd: Capture) -> None:
+    from lmrecipes import __version__
+
+    assert command(["--version"]) == 0
+    assert capfd.readouterr().out == f"{__version__}\n"
+
+
+def test_list(capfd: Capture, here: Path) -> None:
+    own = here / "recipes" / "mine" / "recipe.py"
+    own.parent.mkdir(parents=True)
+    own.write_text('"""My own."""\nraise RuntimeError("listing runs no recipe")\n')
+    assert command(["list"]) == 0
+    assert "bert_multitask" in capfd.readouterr().out
+    assert command(["list", "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    recipes = {row["name"]: row for row in json.loads(out)}
+    assert recipes["bert_multitask"]["variants"] == ["full"]
+    assert recipes["mine"]["about"] == "My own."
+
+
+def test_schema_is_closed_and_described(capfd: Capture) -> None:
+    assert command(["schema"]) == 0
+    schema = json.loads(capfd.readouterr().out)
+    assert schema["additionalProperties"] is False
+    assert schema["$defs"]["Optimizer"]["properties"]["lr"]["description"] == "Peak learning rate of the trunk."
+
+
+def test_assets(capfd: Capture, here: Path, no_assets: Path) -> None:
+    assert command(["assets"]) == 0
+    assert "minilm" in capfd.readouterr().out
+    assert "'minlm' is not an asset. Did you mean `minilm`?" in refused(capfd, "assets", "verify", "minlm")
+    assert "minilm" in refused(capfd, "assets", "verify", "minilm")
+    assert "'fetc'" in refused(capfd, "assets", "fetc")
+
+
+def test_show(capfd: Capture, write: Write) -> None:
+    name = write()
+    assert command(["show", name, "--optimizer.lr", "1e-4"]) == 0
+    out = capfd.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80 or "files:" in max(out.splitlines(), key=len)
+    text = out.rpartition("mixture:")[0]  # the table's title
+    assert yaml.safe_load(text)["optimizer"]["lr"] == 1e-4
+    for word in ("tokens/row", "60.0%", "epochs"):
+        assert word in out
+    Path("shown.yaml").write_text(text)
+    assert command(["show", "shown.yaml", "--json"]) == 0
+    shown = json.loads(capfd.readouterr().out)
+    assert shown["recipe"]["optimizer"]["lr"] == 1e-4
+    assert shown["mixture"]["short"]["share"] == 0.6
+    assert shown["mixture"]["rare"]["rows"] < shown["mixture"]["long"]["rows"]
+
+
+# Refusals
+
+
+def test_command_and_recipe_that_are_not_known(capfd: Capture, here: Path) -> None:
+    assert "no command 'tran'. Did you mean `train`?" in refused(capfd, "tran")
+    assert "Did you mean `bert_multitask`?" in refused(capfd, "show", "bert_multitsk")
+    assert "no file 'absent.yaml'" in refused(capfd, "train", "absent.yaml")
+    assert "no RECIPE given" in refused(capfd, "train")
+    assert "'--zero' stands where the RECIPE belongs" in refused(capfd, "train", "--zero", "2", "bert_multitask")
+
+
+@pytest.mark.parametrize("name", ["evaluate", "export", "report"])
+def test_run_that_is_not_there(name: str, capfd: Capture, here: Path) -> None:
+    (here / "runs" / "good").mkdir(parents=True)
+    to = ["--to", "new"] if name != "evaluate" else []
+    assert "not a run folder: it has no recipe.yaml. Did you mean `good`?" in refused(capfd, name, "runs/god", *to)
+    assert "RUN" in refused(capfd, name, *to)
+
+
+@pytest.mark.parametrize("name", ["show", "train"])
+def test_flag_that_is_not_known(name: str, capfd: Capture, write: Write) -> None:
+    assert "--optimizer.lr FLOAT" in refused(capfd, name, write(), "--optimizer.lrr", "1")
+    assert "--tasks.short.weight FLOAT" in refused(capfd, name, write(), "--tasks.shrt.weight", "1")
+
+
+@pytest.mark.parametrize("name", ["show", "train"])
+def test_wrong_values_by_flag_are_shown_together(name: str, capfd: Capture, write: Write) -> None:
+    flags = ["--optimizer.lr", "-1", "--batch.examples", "0", "--tasks.long.labels", "a", "a"]
+    said = refused(capfd, name, write(), *flags)
+    assert "--optimizer.lr: must be greater than 0, found -1.0" in said
+    assert "--batch.examples: must be at least 1, found 0" in said
+    assert "--tasks.long: labels: names repeat" in said
+    assert "could not convert string to float: 'fast'" in refused(capfd, name, write(), "--optimizer.lr", "fast")
+    assert "'adam'" in refused(capfd, name, write(), "--optimizer.name", "adam")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"tasks.short.source.txt": "x"}, ["tasks.short.source.txt: unknown key 'txt'. Did you mean `text`?"]),
+        ({"optimiser": {}}, ["optimiser: unknown key 'optimiser'. Did you mean `optimizer`?"]),
+        ({"tasks.short.kind": "regresion"}, ["tasks.short.kind: must be", "Did you mean `regression`?"]),
+        ({"tasks.short.metrics": ["accuracy"]}, ["tasks.short: metrics ['accuracy'] are not among"]),
+        ({"tasks.short.source.offline": "x"}, ["exactly one of files", "found files, offline"]),
+        ({"model.max_length": "long", "seed": -1}, ["model.max_length: must be a valid integer, found 'long'", "seed:"]),
+        ({"tasks.long": {"kind": "classification"}}, ["tasks.long.source: is required and missing", "add tasks.long"]),
+        ({"tasks": {}}, ["tasks: "]),
+    ],
+)  # fmt: skip
+def test_wrong_fields(changes: dict[str, Any], says: list[str], capfd: Capture, write: Write) -> None:
+    said = refused(capfd, "train", write(**changes))
+    assert said.count("mine.yaml: ") == len(changes)
+    for part in says:
+        assert part in said
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("tasks: [1, 2\nfoo: {", "broken.yaml: line 2, column 4: cannot be read as YAML"),
+        ("name: a\nseed: 1\nname: b\n", "broken.yaml: line 3, column 1: cannot be read as YAML: 'name' is given twice"),
+        ("- 1\n", "broken.yaml: a list, not a mapping of recipe fields"),
+        ("", "broken.yaml: an empty file, not a mapping of recipe fields"),
+    ],
+)
+def test_broken_yaml(text: str, says: str, capfd: Capture, here: Path) -> None:
+    Path("broken.yaml").write_text(text)
+    assert says in refused(capfd, "train", "broken.yaml")
+
+
+def test_words_of_a_yaml_file_stay_words(write: Write, capfd: Capture) -> None:
+    name = write(**{"tasks.long.labels": ["yes", "no", "on"]})
+    Path(name).write_text(Path(name).read_text().replace("'", ""))  # wandb: off, and three bare labels
+    from lmrecipes.recipe_files import recipe_from_yaml
+
+    recipe = recipe_from_yaml(Path(name))
+    assert recipe.tracking.wandb == "off"
+    assert recipe.tracking.tensorboard is False
+    assert recipe.tasks["long"].labels == ("yes", "no", "on")
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("\nraise RuntimeError('boom')\n", "mine.py: line 2: cannot be read: RuntimeError: boom"),
+        ("def (:\n", "mine.py: line 1: cannot be read: SyntaxError: invalid syntax"),
+        ("import sys\nsys.exit(5)\n", "mine.py: line 2: cannot be read: SystemExit: 5"),
+        ("import lmrecipe\n", "line 1: cannot be read: ModuleNotFoundError: No module named 'lmrecipe'"),
+        ("def recipe():\n    return {}['x']\n", "mine.py: line 2: cannot be read: KeyError: 'x'"),
+        ("def recipe():\n    return 3\n", "`recipe()` returns a int, not a Recipe"),
+        ("x = 3\n", "defines no function `recipe() -> Recipe`"),
+        ("from lmrecipes.recipe import Model\ndef recipe():\n    return Model(max_length=1)\n",
+         "mine.py: line 3: max_length: must be at least 4, found 1"),
+    ],
+)  # fmt: skip
+def test_broken_recipe_py(body: str, says: str, capfd: Capture, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    Path("mine.py").write_text(body)
+    assert says in refused(capfd, "train", "mine.py")
+
+
+def jsonl(name: str, labels: list[Any]) -> str:
+    """A file of one text for each label; returns its path."""
+    rows = [{"text": f"good {'bad ' * (i % 5)}red", "label": label} for i, label in enumerate(labels)]
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
+def test_wrong_data_is_shown_for_all_tasks_at_once(capfd: Capture, write: Write) -> None:
+    name = write(
+        **{
+            "tasks.short.source.files": jsonl("nan.jsonl", [1.0, float("nan"), 2.0]),
+            "tasks.long.labels": ["medicine", "politics"],
+            "tasks.rare.source.label": "labl",
+        }
+    )
+    said = refused(capfd, "train", name)
+    assert "tasks.short.source: 1 bad row(s): nan.jsonl line 2: label 'label' is NaN" in said.replace(
+        "is nan", "is NaN"
+    )
+    assert "label 'other' is not one of the 2 labels (medicine, politics)" in said
+    assert "tasks.rare.source.label: " in said
+    assert "has no column 'labl'; it has text, label. Did you mean `label`?" in said
+    assert command(["check", name, "--json"]) == 2
+    ids = [problem["id"] for problem in json.loads(capfd.readouterr().out)]
+    assert sorted(ids) == ["bad-rows", "bad-rows", "column-missing"]
+
+
+def test_data_that_is_not_there(capfd: Capture, write: Write) -> None:
+    Path("empty.jsonl").write_text("")
+    said = refused(
+        capfd, "train", write(**{"tasks.short.source.files": "empty.jsonl", "tasks.rare.source.files": "emty.jsonl"})
+    )
+    assert "tasks.short.source: has no rows" in said
+    assert "no file 'emty.jsonl'" in said
+    assert "Did you mean `empty.jsonl`?" in said
+
+
+def test_a_problem_is_said_once(capfd: Capture, write: Write) -> None:
+    said = refused(capfd, "train", write(**{"model.pretrained": str(Path.cwd())}))
+    assert said.count("model.pretrained") == 1
+
+
+# Launch files
+
+
+def test_check_without_files_speaks_of_every_pair(capfd: Capture, here: Path, no_assets: Path) -> None:
+    """A contradiction in one pair of the folder; data that is not on this machine is not looked at."""
+    folder = here / "recipes" / "bert_multitask"
+    assert command(["configure", str(BERT / "recipe.py"), "--hardware", "2xA100", "--all", "--write", str(folder)]) == 0
+    (folder / "recipe.py").write_text((BERT / "recipe.py").read_text())
+    capfd.readouterr()
+    assert command(["check", "bert_multitask"]) == 0
+    broken = folder / "zero3_bf16.json"
+    content = json.loads(broken.read_text())
+    content["bf16"]["enabled"] = False
+    content["zero_optimization"]["stag"] = content["zero_optimization"].pop("stage")
+    broken.write_text(json.dumps(content))
+    capfd.readouterr()
+    assert command(["check", "bert_multitask", "--json"]) == 2
+    out, err = capfd.readouterr()
+    assert err == ""
+    found = json.loads(out)
+    assert all(set(problem) == {"where", "what", "fix", "id", "severity"} for problem in found)
+    assert all("zero3_bf16" in problem["where"] + problem["what"] for problem in found)
+    assert {"ds-unknown-key", "precision-mismatch"} <= {problem["id"] for problem in found}
+    assert command(["check", "bert_multitask"]) == 2
+    table = capfd.readouterr().out
+    assert max(map(len, table.splitlines())) <= 80
+    for problem in found:
+        assert problem["id"] in table
+
+
+def test_check_of_named_files(capfd: Capture, here: Path, no_assets: Path) -> None:
+    pair = ["--accelerate", str(BERT / "zero2_bf16.yaml"), "--hardware", "2xA100"]
+    assert command(["check", "bert_multitask", *pair]) == 0
+    assert command(["check", "bert_multitask", *pair, "--precision.compute", "fp16", "--json"]) == 2
+    assert "precision" in capfd.readouterr().out
+    assert command(["check", "bert_multitask", "--deepspeed", "absent.json", "--json"]) == 2
+    assert json.loads(capfd.readouterr().out)[0]["id"] == "file-unreadable"
+    assert command(["check", "bert_multitask", "--hardware", "2xA1000", "--json"]) == 2
+    assert json.loads(capfd.readouterr().out)[0]["id"] == "hardware"
+
+
+def test_check_with_warnings_only_exits_with_1(capfd: Capture, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmrecipes.planning import check
+    from lmrecipes.problems import Problem
+
+    warning = Problem("a.json: b", "is odd", "make it even", "odd", "warning")
+    monkeypatch.setattr(check, "check_recipe", lambda *_: [warning])
+    assert command(["check", write()]) == 1
+    out = capfd.readouterr().out
+    assert "warning" in out
+    assert "errors: 0, warnings: 1" in out
+
+
+def test_configure_writes_the_committed_pairs(capfd: Capture, here: Path) -> None:
+    folder = Path("recipes/bert_multitask")  # the same relative path as in the repository
+    args = ["configure", str(BERT / "recipe.py"), "--hardware", "2xA100-80GB", "--all"]
+    assert command([*args, "--write", str(folder)]) == 0
+    written = sorted(Path(line) for line in capfd.readouterr().out.split())
+    assert written == sorted(folder.iterdir())
+    assert len(written) == 2 * len(STANDARD_PAIRS) + 1
+    committed = sorted(
+        path.name for path in BERT.iterdir() if path.suffix in (".json", ".yaml") and path.stem != "baselines"
+    )
+    assert [path.name for path in written] == committed
+    for path in written:
+        assert path.read_text() == (BERT / path.name).read_text(), f"run `lmrecipes {' '.join(args)}` again"
+    yaml_of_pair = yaml.safe_load((folder / "zero2_bf16.yaml").read_text())
+    assert yaml_of_pair["deepspeed_config"]["deepspeed_config_file"] == "recipes/bert_multitask/zero2_bf16.json"
+
+
+def test_configure_one_pair(capfd: Capture, here: Path) -> None:
+    args = [
+        "configure",
+        "bert_multitask",
+        "--hardware",
+        "8xA100",
+        "--zero",
+        "3",
+        "--precision",
+        "fp16",
+        "--write",
+        "mine",
+    ]
+    assert command(args) == 0
+    assert sorted(p.name for p in Path("mine").iterdir()) == ["zero3_fp16.json", "zero3_fp16.yaml"]
+    content = yaml.safe_load(Path("mine/zero3_fp16.yaml").read_text())
+    assert content["num_processes"] == 8
+    assert content["deepspeed_config"]["deepspeed_config_file"] == "mine/zero3_fp16.json"
+    capfd.readouterr()
+    said = refused(capfd, "configure", "bert_multitask", "--hardware", "2xcpu", "--precision", "fp16", "--write", "cpu")
+    assert "fp16 training needs a GPU" in said
+    assert "hardware" in refused(capfd, "configure", "bert_multitask", "--hardware", "8 GPUs", "--write", "cpu")

@@ -1,0 +1,74 @@
+"""Started on every rank by made_runs: train, stop and resume several runs in one group of processes.
+
+Argument: a JSON file with {"cases": [{name, run, recipe, deepspeed, until, resume}], "out": folder}. Writes
+`said<world size>.json`, the outcome of each case, and of finished runs `<name>.predictions.json`: the live model's.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def main() -> None:
+    from lmrecipes.launching import quieten
+
+    quieten()
+    order = json.loads(Path(sys.argv[1]).read_text())
+    out, said = Path(order["out"]), {}
+    for case in order["cases"]:
+        said[case["name"]] = train(case, out)
+    import torch.distributed as dist
+
+    world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    if rank == 0:
+        (out / f"said{world}.json").write_text(json.dumps(said))
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def train(case: dict[str, Any], out: Path) -> dict[str, Any]:
+    """One case: what came of it."""
+    from accelerate.state import AcceleratorState, PartialState
+
+    from lmrecipes.problems import InputError, RunFailed
+    from lmrecipes.recipe import Recipe
+    from lmrecipes.training.loop import Start, Training
+
+    start = Start(case["deepspeed"], out / case["run"], case.get("resume", False), case.get("until"))
+    try:
+        training = Training(Recipe.model_validate(case["recipe"]), start)
+        result = training.fit()
+    except (InputError, RunFailed) as error:
+        return {"failed": type(error).__name__, "message": str(error)}
+    finally:
+        AcceleratorState._reset_state()
+        PartialState._reset_state()
+    said = {"state": vars(training.state), "optimizer": type(training.engine.optimizer.optimizer).__name__}
+    if result:
+        found = predictions(training)
+        if training.engine.is_main:
+            (out / f"{case['name']}.predictions.json").write_text(json.dumps(found))
+    return said
+
+
+def predictions(training: Any) -> dict[str, list[Any]]:
+    """The live model's predictions for the first 8 texts of each task's test split."""
+    from lmrecipes.data.batches import Batcher
+
+    found = {}
+    batcher = Batcher({name: task.splits["test"] for name, task in training.tasks.items()}, training.specs, {})
+    for number, name in enumerate(training.tasks):
+        count = min(8, len(training.tasks[name].splits["test"]))
+        bucket = batcher.bucket(np.arange(count), np.full(count, number, np.int16), np.arange(count))
+        found[name] = training.engine.predict([bucket])[name].float().cpu().tolist()
+    return found
+
+
+if __name__ == "__main__":
+    main()
