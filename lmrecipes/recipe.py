@@ -41,7 +41,8 @@ class Source(Config):
     dataset: str | None = None
     """A `datasets` name on the hub (`owner/name` or `owner/name:config`) or a local dataset folder."""
     function: str | None = None
-    """`module:function` that returns the rows: an iterable of dictionaries, or a dictionary of split name to rows."""
+    """`module:function` that returns the rows: an iterable of dictionaries, or a dictionary of split name to rows. The
+    module is looked for in the installed packages, then in the working directory."""
     offline: str | None = None
     """One of the data sets that `lmrecipes assets` lists."""
     text: str = "text"
@@ -49,7 +50,8 @@ class Source(Config):
     text_pair: str | None = None
     """Column of a second text that the model reads after the first."""
     label: str = "label"
-    """Column of the label: a number, a class (name or index), or for multi_label a list or separated names."""
+    """Column of the label: a number, a class (its name, or its index where no name is itself a number), or for multi_label
+    a list or separated names."""
     label_separator: str = "|"
     """Separates the names of a multi_label cell that is a string."""
     group: str | None = None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from lmrecipes.files import sync_folder, write_json, write_text_atomically
 from lmrecipes.problems import InputError, Problem, did_you_mean
@@ -200,8 +201,18 @@ def write_recipe(run: RunFolder, recipe: Recipe) -> None:
 
 
 def recipe_yaml(recipe: Recipe) -> str:
-    """A recipe as YAML that is itself a recipe; settings left at None are omitted."""
+    """A recipe as YAML that is itself the same recipe."""
     return yaml.safe_dump(_content(recipe), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _content(value: Any) -> Any:
+    """Plain values; a setting at None is omitted where None is its default."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        return {name: _content(v) for name, v in value if v is not None or fields[name].default is not None}
+    if isinstance(value, dict):
+        return {key: _content(v) for key, v in value.items()}
+    return [_content(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def write_environment(run: RunFolder, facts: dict[str, Any]) -> None:

@@ -206,7 +206,7 @@ def test_wrong_values_by_flag_are_shown_together(name: str, capfd: Capture, writ
         ({"tasks.short.kind": "regresion"}, ["tasks.short.kind: must be", "Did you mean `regression`?"]),
         ({"tasks.short.metrics": ["accuracy"]}, ["tasks.short: metrics ['accuracy'] are not among"]),
         ({"tasks.short.source.offline": "x"}, ["exactly one of files", "found files, offline"]),
-        ({"model.max_length": "long", "seed": -1}, ["model.max_length: must be a valid integer, found 'long'", "seed:"]),
+        ({"model.max_length": "x", "seed": -1}, ["max_length: must be a valid integer, found 'x'", "seed: must be"]),
         ({"tasks.long": {"kind": "classification"}}, ["tasks.long.source: is required and missing", "add tasks.long"]),
         ({"tasks": {}}, ["tasks: "]),
     ],

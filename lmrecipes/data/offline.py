@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 ERAS = {"before 1861": 1860, "1861-1913": 1913, "1914-1945": 1945, "since 1946": 9999}
-"""Eras of the State of the Union addresses and their last years: the Civil War, the First and Second World War part them."""
+"""Eras of the State of the Union addresses and their last years: the Civil War and the World Wars part them."""
 
 
 @dataclass(frozen=True)

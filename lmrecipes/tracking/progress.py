@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from types import TracebackType
 from typing import Self
 
+from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
@@ -21,11 +25,23 @@ WINDOW = 20
 """Steps that the shown loss, speed and remaining time are averaged over."""
 
 
+NARROW = 80
+"""Columns of a terminal below which the bar itself and the speed are left out."""
+
+
 def clock(seconds: float) -> str:
-    """75 -> '1:15'; 3675 -> '1:01:15'."""
+    """75 -> '1:15'; 3675 -> '1:01:15'; a dash where it is not known."""
+    if not math.isfinite(seconds):
+        return "-"
     minutes, s = divmod(int(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
+
+
+@cache
+def terminal() -> Console:
+    """Standard error. One for all bars: an evaluation's stands below the training's only where they share it."""
+    return Console(stderr=True)
 
 
 class TrainingBar:
@@ -33,19 +49,21 @@ class TrainingBar:
 
     def __init__(self, total: int, done: int, tasks: list[str], show: bool = True) -> None:
         self.total, self.tasks, self.show = total, tasks, show
-        self.console = Console(stderr=True)
+        self.console = terminal()
         self.recent: deque[Mapping[str, float]] = deque(maxlen=WINDOW)
         self.said = time.monotonic()
         self.began = time.monotonic()
+        wide = self.console.width >= NARROW
         self.bar = Progress(
             TextColumn("[bold]training"),
-            BarColumn(bar_width=None),
+            *([BarColumn(bar_width=None)] if wide else []),
             MofNCompleteColumn(),
             TaskProgressColumn(),
             TextColumn("loss [bold cyan]{task.fields[loss]}"),
-            TextColumn("{task.fields[speed]} tokens/s"),
+            *([TextColumn("{task.fields[speed]} tokens/s")] if wide else []),
             TextColumn("{task.fields[elapsed]} < {task.fields[left]}"),
-            expand=True,
+            console=self.console,
+            expand=wide,
         )
         self.task = self.bar.add_task(
             "training", total=total, completed=done, loss="-", speed="-", elapsed="0:00", left="-"
@@ -84,9 +102,9 @@ class TrainingBar:
             line = f"step {step}/{self.total}  loss {self._mean('loss'):.4f}  {speed:,.0f} tokens/s  {left} left"
             print(line, file=sys.stderr, flush=True)  # noqa: T201 (the terminal's plain twin of the bar)
 
-    def _by_task(self) -> Text:
-        parts = [f"{task} {self._mean(f'loss/{task}'):.3f}" for task in self.tasks]
-        return Text("         loss by task: " + "   ".join(parts), style="dim", no_wrap=True, overflow="ellipsis")
+    def _by_task(self) -> Padding:
+        losses = [Text(f"{task} {self._mean(f'loss/{task}'):.3f}", style="dim") for task in self.tasks]
+        return Padding(Columns(losses, padding=(0, 3)), (0, 0, 0, len("training ")))
 
     def _mean(self, key: str) -> float:
         values = [m[key] for m in self.recent if key in m]
@@ -96,7 +114,7 @@ class TrainingBar:
 @contextmanager
 def evaluation_bar(show: bool = True) -> Iterator[Callable[[int, int], None]]:
     """A bar for an evaluation; yields `moved(done, total)`."""
-    console = Console(stderr=True)
+    console = terminal()
     with Progress(console=console, transient=True, disable=not (show and console.is_terminal)) as bar:
-        task = bar.add_task("evaluating on the test split", total=None)
+        task = bar.add_task("evaluating", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

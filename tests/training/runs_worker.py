@@ -15,6 +15,8 @@ import numpy as np
 
 
 def main() -> None:
+    from accelerate.state import AcceleratorState, PartialState
+
     from lmrecipes.launching import quieten
 
     quieten()
@@ -22,6 +24,8 @@ def main() -> None:
     out, said = Path(order["out"]), {}
     for case in order["cases"]:
         said[case["name"]] = train(case, out)
+        AcceleratorState._reset_state()
+        PartialState._reset_state()
     import torch.distributed as dist
 
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
@@ -34,8 +38,6 @@ def main() -> None:
 
 def train(case: dict[str, Any], out: Path) -> dict[str, Any]:
     """One case: what came of it."""
-    from accelerate.state import AcceleratorState, PartialState
-
     from lmrecipes.problems import InputError, RunFailed
     from lmrecipes.recipe import Recipe
     from lmrecipes.training.loop import Start, Training
@@ -46,9 +48,6 @@ def train(case: dict[str, Any], out: Path) -> dict[str, Any]:
         result = training.fit()
     except (InputError, RunFailed) as error:
         return {"failed": type(error).__name__, "message": str(error)}
-    finally:
-        AcceleratorState._reset_state()
-        PartialState._reset_state()
     said = {"state": vars(training.state), "optimizer": type(training.engine.optimizer.optimizer).__name__}
     if result:
         found = predictions(training)
