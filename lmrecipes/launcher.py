@@ -110,11 +110,12 @@ def _exit_code(codes: dict[int, int], asked: Sequence[int], run: RunFolder) -> i
     spoken = [code for code in codes.values() if code in (2, 3, *STOPPED)]
     killed = {rank: signal.Signals(-code).name for rank, code in codes.items() if code < 0}
     # Torch's launcher ends the ranks that are left with TERM, and after 30 seconds with KILL.
-    by_others = {rank: name for rank, name in killed.items() if name != "SIGTERM"} or killed
-    if spoken and not by_others:
-        return spoken[0]
     broken = {rank: f"ended with exit code {code}" for rank, code in codes.items() if code > 0 and code not in spoken}
-    reasons = {**{rank: f"was ended by {name}" for rank, name in by_others.items()}, **broken}
+    first = {rank: name for rank, name in killed.items() if name != "SIGTERM"}
+    if spoken and not first and not broken:
+        return spoken[0]
+    by_signal = first if first or broken else killed
+    reasons = {**{rank: f"was ended by {name}" for rank, name in by_signal.items()}, **broken}
     what = "; ".join(f"rank {rank} {reason}" for rank, reason in sorted(reasons.items()))
     hint = " (KILL from outside is most often the system, out of memory)" if "SIGKILL" in what else ""
     raise RunFailed(f"{what}{hint}. Go on from the newest checkpoint with --resume --run-folder {run.path}")

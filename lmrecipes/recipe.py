@@ -130,8 +130,8 @@ class Model(Config):
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Attention kernel of `transformers`. auto: sdpa on GPUs and for long texts, eager for short ones on a CPU."""
     dropout: Fraction | None = 0.0
-    """Dropout inside the trunk. None: as the pretrained configuration says. Only with 0 is the trajectory independent of
-    how a step is laid out over ranks and micro-batches."""
+    """Dropout inside the trunk. None: as the pretrained configuration says. Only with 0 is the trajectory independent
+    of how a step is laid out over ranks and micro-batches."""
 
 
 class Mixture(Config):
@@ -140,8 +140,8 @@ class Mixture(Config):
     unit: Literal["examples"] = "examples"
     """What the weights count."""
     temperature: Annotated[float, Field(ge=1)] | None = None
-    """None: the tasks' weights are the shares. T: each weight is multiplied by rows ** (1 / T); 1 is proportional to size,
-    larger is flatter."""
+    """None: the tasks' weights are the shares. T: each weight is multiplied by rows ** (1 / T); 1 is proportional to
+    size, larger is flatter."""
 
 
 class Batch(Config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from lmrecipes.data.encode import encode_tasks, task_texts
 from lmrecipes.files import write_json
-from lmrecipes.recipe import Recipe
+from lmrecipes.recipe import Recipe, Source
 from lmrecipes.recipe_files import RecipeFile, recipe_from_yaml
 from lmrecipes.run_folder import RunFolder
 
@@ -22,7 +23,7 @@ Scores = dict[str, dict[str, float]]
 def finish_run(run: RunFolder, file: RecipeFile | None) -> None:
     """Put the recipe's stored baselines beside a finished run's results, write the report and print both."""
     evaluation = read_evaluation(run)
-    stored = stored_baselines(file, evaluation["step"]) if file is not None else {}
+    stored = stored_baselines(file, run_recipe(run)) if file is not None else {}
     if stored:
         evaluation.setdefault("baselines", {}).update(stored)
         write_json(run.evaluation, evaluation)
@@ -62,23 +63,52 @@ def baselines_path(file: RecipeFile) -> Path | None:
     return file.folder / "baselines.json" if file.folder is not None else None
 
 
-def stored_baselines(file: RecipeFile, steps: int) -> dict[str, Any]:
-    """The baselines measured earlier for a run of so many steps, marked as stored; empty where there are none."""
+def stored_baselines(file: RecipeFile, recipe: Recipe) -> dict[str, Any]:
+    """The baselines measured earlier, marked as stored: those whose result this recipe, as it ran, would repeat."""
     path = baselines_path(file)
     if path is None or not path.is_file():
         return {}
-    by_steps = json.loads(path.read_text(encoding="utf-8"))
-    return {name: {**baseline, "measured": "stored"} for name, baseline in by_steps.get(str(steps), {}).items()}
+    stored = json.loads(path.read_text(encoding="utf-8")).get(str(recipe.schedule.steps), {})
+    wanted = _settings(recipe)
+    return {
+        name: {**{key: value for key, value in baseline.items() if key != "settings"}, "measured": "stored"}
+        for name, baseline in stored.items()
+        if baseline.get("settings") == wanted.get(name)
+    }
 
 
-def store_baselines(file: RecipeFile, steps: int, baselines: dict[str, Any]) -> None:
+def store_baselines(file: RecipeFile, recipe: Recipe, baselines: dict[str, Any]) -> None:
     """Keep baselines beside the recipe, by the number of steps they belong to."""
     path = baselines_path(file)
     if path is None:
         return
     by_steps = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    by_steps[str(steps)] = {name: {k: v for k, v in b.items() if k != "measured"} for name, b in baselines.items()}
+    settings = _settings(recipe)
+    by_steps[str(recipe.schedule.steps)] = {
+        name: {**{key: value for key, value in baseline.items() if key != "measured"}, "settings": settings[name]}
+        for name, baseline in baselines.items()
+    }
     write_json(path, dict(sorted(by_steps.items(), key=lambda item: int(item[0]))))
+
+
+def _settings(recipe: Recipe) -> dict[str, str]:
+    """A hash, for each baseline, of all in a recipe that its result depends on."""
+    content = recipe.model_dump(mode="json", exclude_defaults=True)
+    rows = {
+        "tasks": {name: [task.kind, task.source, task.labels, task.metrics] for name, task in recipe.tasks.items()},
+        "examples": recipe.evaluation.examples,
+        "seed": recipe.seed,
+    }
+    for part in ("name", "description", "precision", "checkpoint", "tracking", "evaluation"):
+        content.pop(part, None)
+    content.get("model", {}).pop("initialization", None)
+    depends = {"tfidf_linear": [rows], "scratch": [rows, content]}
+    texts = {name: json.dumps(parts, sort_keys=True, default=_dump) for name, parts in depends.items()}
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()}
+
+
+def _dump(source: Source) -> dict[str, Any]:
+    return source.model_dump(mode="json", exclude_defaults=True)
 
 
 def measure_baselines(
@@ -102,7 +132,7 @@ def measure_baselines(
     }
     evaluation = read_evaluation(run)
     write_json(run.evaluation, {**evaluation, "baselines": baselines})
-    store_baselines(file, evaluation["step"], baselines)
+    store_baselines(file, recipe, baselines)
 
 
 def tfidf_scores(recipe: Recipe) -> Scores:

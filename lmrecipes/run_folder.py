@@ -129,10 +129,6 @@ def resumable_run(path: Path | None, recipe: Recipe) -> RunFolder:
     return run
 
 
-def _content(recipe: Recipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", exclude_none=True)
-
-
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """A tree's values by dotted path."""
     found: dict[str, Any] = {}

@@ -7,8 +7,11 @@ import random
 from pathlib import Path
 from typing import Any
 
-WORDS = ("good bad fine awful heart lung eye bone fever rash tax vote war peace law trade river city child doctor "
-         "north south quick slow red blue one two three four").split()  # fmt: skip
+WORDS = [
+    "good", "bad", "fine", "awful", "heart", "lung", "eye", "bone", "fever", "rash",
+    "tax", "vote", "war", "peace", "law", "trade", "river", "city", "child", "doctor",
+    "north", "south", "quick", "slow", "red", "blue", "one", "two", "three", "four",
+]  # fmt: skip
 
 
 def make_model(folder: Path, hidden: int = 32, layers: int = 2) -> Path:

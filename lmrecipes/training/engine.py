@@ -101,6 +101,8 @@ class Engine:
 
     def prepare(self, model: nn.Module) -> None:
         """Wrap the model (a `MultiTaskModel` in fp32) and make its optimizer."""
+        if self.zero_stage == 3:
+            _match_partitioned(model)
         groups = parameter_groups(model, self.recipe)
         optimizer = make_optimizer(groups, self.recipe.optimizer, self.device, offloads_optimizer(self.deepspeed))
         if self.deepspeed is None:
@@ -119,7 +121,7 @@ class Engine:
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss, sums = self.model(batch)
                 self.accelerator.backward(loss * self.world_size)
-        return sums  # type: ignore[no-any-return]
+        return sums
 
     def apply(self, lr: float) -> StepResult:
         """Clip, update and clear the gradients. `lr`: the trunk's learning rate."""
@@ -328,6 +330,15 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         decay = recipe.optimizer.weight_decay if len(shape) > 1 else 0.0
         kinds.setdefault((factor, decay), []).append(parameter)
     return [{"params": ps, "weight_decay": decay, "factor": factor} for (factor, decay), ps in kinds.items()]
+
+
+def _match_partitioned(model: nn.Module) -> None:
+    """Give the heads the dtype of the trunk: under ZeRO-3 `transformers` loads it partitioned and in 16 bits already, and
+    DeepSpeed asserts one dtype. At the other stages DeepSpeed casts the whole model, with the same result."""
+    partitioned = {parameter.dtype for parameter in model.parameters() if hasattr(parameter, "ds_id")}
+    for parameter in model.parameters():
+        if len(partitioned) == 1 and not hasattr(parameter, "ds_id"):
+            parameter.data = parameter.data.to(*partitioned)
 
 
 def offloads_optimizer(deepspeed: dict[str, Any] | None) -> bool:

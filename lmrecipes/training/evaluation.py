@@ -32,7 +32,7 @@ def evaluate_tasks(
 ) -> dict[str, dict[str, Any]]:
     """Metrics of each task on (at most `most` rows of) a split, on every rank.
 
-    Returns {task: {kind, headline, rows, loss, metrics}}. `moved(done, total)` is told of each batch for a progress bar.
+    Returns {task: {kind, headline, rows, loss, metrics}}. `moved(done, total)` is told of each batch.
     """
     work = [(name, rows) for name, task in tasks.items() for rows in _batches(task, split, most, micro_examples)]
     turns = -(-len(work) // world_size)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lmrecipes.models.multitask import MultiTaskModel
 
 
 def training_flops_per_token(model: MultiTaskModel) -> float:
     """6 x the trunk's parameters outside embedding tables: 2 forward, 4 backward per weight (arXiv 2001.08361, 2.1)."""
-    tables = sum(_numel(m.weight) for m in model.modules() if isinstance(m, nn.Embedding))
-    return 6.0 * (sum(map(_numel, model.trunk.parameters())) - tables)
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    tables = sum(_numel(module.weight) for module in embeddings)
+    return 6.0 * (sum(_numel(parameter) for parameter in model.trunk.parameters()) - tables)
 
 
-def _numel(parameter: nn.Parameter) -> int:
+def _numel(parameter: Tensor) -> int:
     """Elements of the whole parameter, also where ZeRO-3 has partitioned it."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 

@@ -29,7 +29,7 @@ def recipe() -> Recipe:
             "hpo": Task(kind="multi_label", source=offline("hpo_systems"), weight=0.26),
             "era": Task(kind="classification", source=offline("sotu_era"), weight=0.08),
         },
-        # The word table is half of the parameters, and a short run hardly moves it: frozen, a step takes 3/4 of the time.
+        # The word table is half of the parameters, and a short run hardly moves it: frozen, steps are a fifth shorter.
         model=Model(pretrained="minilm", max_length=64, freeze=("embeddings.word_embeddings.*",)),
         batch=Batch(examples=128, micro_examples=64, length_buckets=2),
         optimizer=Optimizer(lr=3e-4),
