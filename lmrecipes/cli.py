@@ -140,9 +140,20 @@ def run(args: Sequence[str]) -> int:
         print(__version__)
         return 0
     try:
-        return guarded(lambda: _command(args[0])(args[1:]))
+        return guarded(lambda: _with_files(lambda: _command(args[0])(args[1:])))
     except SystemExit as stop:  # tyro has spoken: its help, or what is wrong with a flag
         return stop.code if isinstance(stop.code, int) else 0
+
+
+def _with_files(action: Callable[[], int]) -> int:
+    """Run an action; a file or folder that it cannot read or write is the user's to put right."""
+    try:
+        return action()
+    except OSError as error:
+        if error.filename is None or isinstance(error, BrokenPipeError):
+            raise
+        fix = "check the path, its permissions and the free space, or name another"
+        raise InputError(Problem(str(error.filename), error.strerror or "cannot be used", fix, "file-system")) from None
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:

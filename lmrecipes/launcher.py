@@ -17,7 +17,8 @@ from typing import Any
 
 from rich.console import Console
 
-from lmrecipes.launching import parse, quieten, show_problems
+from lmrecipes.flags import parse
+from lmrecipes.launching import quieten, show_problems
 from lmrecipes.machine import cores, this_machine
 from lmrecipes.planning.launch_files import load_file
 from lmrecipes.planning.launch_pair import Stage, launch_pair, write_pair

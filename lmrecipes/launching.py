@@ -5,24 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
-import tyro
-from pydantic import ValidationError
 from rich.console import Console
 
+from lmrecipes.flags import parse
 from lmrecipes.problems import InputError, Problem, RunFailed
 from lmrecipes.ranks import started_by_launcher, stop_with_parent
 from lmrecipes.recipe import Recipe
-from lmrecipes.recipe_files import RecipeFile, find_recipe, problems_of
-
-Options = TypeVar("Options")
+from lmrecipes.recipe_files import RecipeFile, find_recipe
 
 DERIVED = ("batch-identity", "ga-mismatch")
 NOT_LISTENED_TO = ("DeepSpeed", "torch.distributed", "accelerate", "httpx", "filelock")
@@ -74,36 +70,6 @@ def show_problems(problems: Sequence[Problem]) -> None:
         console.print(f"[bold {colour}]{problem.severity}[/] [dim]{problem.id}[/] ", end="")
         console.print(f"{problem.where}: {problem.what}", markup=False, highlight=False)
         console.print(f"      fix: {problem.fix}", markup=False, highlight=False, style="dim")
-
-
-def parse(file: RecipeFile, options: type[Options], args: Sequence[str], program: str) -> tuple[Options, Recipe]:
-    """The options and the recipe with its variant's and single fields' flags applied. Bad flags exit with 2."""
-    rest = [arg for arg in args if not re.match(r"--local[_-]rank", arg)]
-    chosen = [name for name in file.variants if name != "recipe" and f"--{name}" in rest]
-    if len(chosen) > 1:
-        problem = Problem(" ".join(f"--{name}" for name in chosen), "variants exclude each other", "keep one", "flag")
-        raise InputError(problem)
-    rest = [arg for arg in rest if arg.removeprefix("--") not in chosen]
-    recipe = file.build(chosen[0] if chosen else "recipe")
-    variants = [
-        f"--{name}: {(function.__doc__ or '').strip()}" for name, function in file.variants.items() if name != "recipe"
-    ]
-
-    flat = tyro.conf.arg(name="")  # --deepspeed and --optimizer.lr rather than --options.deepspeed
-    command_type = make_dataclass(
-        "Command", [("options", Annotated[options, flat]), ("recipe", Annotated[Recipe, flat])]
-    )
-    try:
-        command: Any = tyro.cli(
-            command_type,
-            default=command_type(options(), recipe),
-            args=rest,
-            prog=program,
-            description="\n".join([recipe.description, *variants]),
-        )
-    except ValidationError as error:
-        raise InputError(problems_of(error, "flags")) from None
-    return command.options, command.recipe
 
 
 def run_process(file: RecipeFile, args: Sequence[str]) -> int:

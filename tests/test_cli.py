@@ -16,6 +16,7 @@ from tiny import make_recipe
 from lmrecipes.cli import COMMANDS
 from lmrecipes.cli import run as command
 from lmrecipes.planning.launch_pair import STANDARD_PAIRS
+from lmrecipes.problems import InputError, Problem
 
 ROOT = Path(__file__).resolve().parents[1]
 BERT = ROOT / "recipes" / "bert_multitask"
@@ -300,9 +301,9 @@ def test_data_that_is_not_there(capfd: Capture, write: Write) -> None:
     assert "Did you mean `empty.jsonl`?" in said
 
 
-def test_a_problem_is_said_once(capfd: Capture, write: Write) -> None:
-    said = refused(capfd, "train", write(**{"model.pretrained": str(Path.cwd())}))
-    assert said.count("model.pretrained") == 1
+def test_a_problem_is_said_once() -> None:
+    first, second = Problem("a", "is odd", "make it even"), Problem("b", "is odd", "make it even")
+    assert InputError([first, second, first]).problems == [first, second]
 
 
 # Launch files
@@ -336,10 +337,12 @@ def test_check_without_files_speaks_of_every_pair(capfd: Capture, here: Path, no
 
 
 def test_check_of_named_files(capfd: Capture, here: Path, no_assets: Path) -> None:
-    pair = ["--accelerate", str(BERT / "zero2_bf16.yaml"), "--hardware", "2xA100"]
+    assert command(["configure", "bert_multitask", "--hardware", "2xA100", "--write", "mine"]) == 0
+    capfd.readouterr()
+    pair = ["--accelerate", "mine/zero2_bf16.yaml", "--hardware", "2xA100"]
     assert command(["check", "bert_multitask", *pair]) == 0
     assert command(["check", "bert_multitask", *pair, "--precision.compute", "fp16", "--json"]) == 2
-    assert "precision" in capfd.readouterr().out
+    assert "precision-mismatch" in capfd.readouterr().out
     assert command(["check", "bert_multitask", "--deepspeed", "absent.json", "--json"]) == 2
     assert json.loads(capfd.readouterr().out)[0]["id"] == "file-unreadable"
     assert command(["check", "bert_multitask", "--hardware", "2xA1000", "--json"]) == 2
@@ -348,7 +351,6 @@ def test_check_of_named_files(capfd: Capture, here: Path, no_assets: Path) -> No
 
 def test_check_with_warnings_only_exits_with_1(capfd: Capture, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     from lmrecipes.planning import check
-    from lmrecipes.problems import Problem
 
     warning = Problem("a.json: b", "is odd", "make it even", "odd", "warning")
     monkeypatch.setattr(check, "check_recipe", lambda *_: [warning])
@@ -397,3 +399,9 @@ def test_configure_one_pair(capfd: Capture, here: Path) -> None:
     said = refused(capfd, "configure", "bert_multitask", "--hardware", "2xcpu", "--precision", "fp16", "--write", "cpu")
     assert "fp16 training needs a GPU" in said
     assert "hardware" in refused(capfd, "configure", "bert_multitask", "--hardware", "8 GPUs", "--write", "cpu")
+    assert command(["configure", "bert_multitask", "--hardware", "2xcpu", "--all", "--write", "cpu"]) == 0
+    assert not list(Path("cpu").glob("*fp16*"))
+    assert "use_cpu: true" in Path("cpu/ddp.yaml").read_text()
+    capfd.readouterr()
+    file = "mine/zero3_fp16.yaml"
+    assert f"{file}/x: Not a directory" in refused(capfd, "configure", "bert_multitask", "--write", f"{file}/x")

@@ -108,6 +108,7 @@ class Engine:
         if self.deepspeed is None:
             model.to(self.device)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.model.train()  # `from_pretrained` returns a model in evaluation mode, without dropout
         self.factors = [group["factor"] for group in groups]
 
     def micro_step(self, batch: Any, last: bool) -> Tensor:
@@ -216,7 +217,7 @@ class Engine:
         if self.deepspeed is not None:
             self.model.load_checkpoint(str(folder), tag="engine")
             return
-        state = torch.load(folder / "engine.pt", map_location=self.device, weights_only=True)
+        state = torch.load(folder / "engine.pt", map_location="cpu", weights_only=True)
         self.module.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:

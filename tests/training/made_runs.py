@@ -89,20 +89,21 @@ def _make_runs(run: Run, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -
         [
             case("zero2", bf16, two),
             case("zero2_cut", bf16, two, until=3),
-            case("zero3_on_zero2", bf16, engine_config(bf16, 3, 2), run="zero2_cut", resume=True),
             case("fp32_on_bf16", {**bf16, "precision": {"compute": "fp32"}}, None, run="zero2_cut", resume=True),
             case("zero2_resumed", bf16, two, run="zero2_cut", resume=True),
             case("zero2_open", bf16, two, until=2),
-            case("zero3", dropout, three),
-            case("zero3_cut", dropout, three, until=3),
-            case("zero3_resumed", dropout, three, run="zero3_cut", resume=True),
             case("ddp_long", long),
             case("offload2", bf16, engine_config(bf16, 2, 2, offload=True)),
-            case("offload3", bf16, engine_config(bf16, 3, 2, offload=True)),
             case("sgd", sgd, engine_config(sgd, 2, 2)),
             case("sgd_offload", sgd, sgd_offload),
             case("sgd_offload_none", sgd, sgd_none),
             case("not_finite", {**bf16, "optimizer": {"lr": 1e38}}, two),
+            # Last: zero.Init replaces torch.nn.functional.linear for good, by one that rounds before it adds the bias.
+            case("zero3", dropout, three),
+            case("zero3_cut", dropout, three, until=3),
+            case("zero3_resumed", dropout, three, run="zero3_cut", resume=True),
+            case("offload3", bf16, engine_config(bf16, 3, 2, offload=True)),
+            case("zero3_on_zero2", bf16, engine_config(bf16, 3, 2), run="zero2_open", resume=True),
         ],
     )  # fmt: skip
     said |= run_cases(

@@ -48,7 +48,10 @@ def train(case: dict[str, Any], out: Path) -> dict[str, Any]:
         result = training.fit()
     except (InputError, RunFailed) as error:
         return {"failed": type(error).__name__, "message": str(error)}
-    said = {"state": vars(training.state), "optimizer": type(training.engine.optimizer.optimizer).__name__}
+    optimizer = training.engine.optimizer
+    while hasattr(optimizer, "optimizer"):  # Accelerate's and DeepSpeed's wrappers
+        optimizer = optimizer.optimizer
+    said = {"state": vars(training.state), "optimizer": type(optimizer).__name__}
     if result:
         found = predictions(training)
         if training.engine.is_main:
