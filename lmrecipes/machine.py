@@ -32,8 +32,8 @@ def this_machine(processes: int | None = None) -> Hardware:
     """Its GPUs, else its CPU. processes: how many ranks; None: every GPU, or one on a CPU."""
     if found := gpus():
         name, capability, memory = found[0]
-        return Hardware("cuda", processes or len(found), capability, memory, name)
-    return Hardware("cpu", processes or 1, name="cpu")
+        return Hardware("cuda", len(found) if processes is None else processes, capability, memory, name)
+    return Hardware("cpu", 1 if processes is None else processes, name="cpu")
 
 
 def cores() -> int:

@@ -50,8 +50,8 @@ class Source(Config):
     text_pair: str | None = None
     """Column of a second text that the model reads after the first."""
     label: str = "label"
-    """Column of the label: a number, a class (its name, or its index where no name is itself a number), or for multi_label
-    a list or separated names."""
+    """Column of the label: a number, a class (its name, or its index where no name is itself a number), or for
+    multi_label a list or separated names."""
     label_separator: str = "|"
     """Separates the names of a multi_label cell that is a string."""
     group: str | None = None

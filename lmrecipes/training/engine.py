@@ -334,12 +334,12 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _match_partitioned(model: nn.Module) -> None:
-    """Give the heads the dtype of the trunk: under ZeRO-3 `transformers` loads it partitioned and in 16 bits already, and
-    DeepSpeed asserts one dtype. At the other stages DeepSpeed casts the whole model, with the same result."""
+    """Give the heads the dtype of the trunk: under ZeRO-3 `transformers` loads it partitioned and in 16 bits already,
+    and DeepSpeed asserts one dtype. At the other stages DeepSpeed casts the whole model, with the same result."""
     partitioned = {parameter.dtype for parameter in model.parameters() if hasattr(parameter, "ds_id")}
     for parameter in model.parameters():
         if len(partitioned) == 1 and not hasattr(parameter, "ds_id"):
-            parameter.data = parameter.data.to(*partitioned)
+            parameter.data = parameter.data.to(next(iter(partitioned)))
 
 
 def offloads_optimizer(deepspeed: dict[str, Any] | None) -> bool:

@@ -1,8 +1,8 @@
 """The promise of a step: one recipe gives one trajectory, whatever it runs on.
 
 Losses, per-task losses and gradient norms of the first 10 steps agree in fp32 to 1e-5 (relative) between one process
-and two, accumulation 1 and 4, plain torch, DDP and ZeRO 0-3. The tasks differ in kind, length and count; `rare` is missing
-from most micro-batches and from some whole steps.
+and two, accumulation 1 and 4, plain torch, DDP and ZeRO 0-3. The tasks differ in kind, length and count; `rare` is
+missing from most micro-batches and from some whole steps.
 """
 
 from __future__ import annotations
