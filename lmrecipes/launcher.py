@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +19,11 @@ from typing import Any
 from rich.console import Console
 
 from lmrecipes.flags import parse
-from lmrecipes.launching import quieten, show_problems
+from lmrecipes.launching import DERIVED, quieten, show_problems
 from lmrecipes.machine import cores, this_machine
+from lmrecipes.planning.hardware import Hardware
 from lmrecipes.planning.launch_files import load_file
-from lmrecipes.planning.launch_pair import Stage, launch_pair, write_pair
+from lmrecipes.planning.launch_pair import LaunchPair, Stage, launch_pair, write_pair
 from lmrecipes.planning.preflight import preflight
 from lmrecipes.problems import InputError, Problem, RunFailed
 from lmrecipes.ranks import run_ranks, send_to_children
@@ -61,19 +63,24 @@ def train(reference: str, args: Sequence[str]) -> int:
     options, recipe = parse(file, TrainOptions, args, f"lmrecipes train {reference}")
     quieten()
     hardware = this_machine(options.processes)
-    config = _deepspeed_config(options, recipe, hardware.device, hardware.processes)
+    pair = _pair(options, recipe, hardware)
+    config = options.deepspeed
     if config is not None:
-        problems = preflight(recipe, load_file(config, "deepspeed"), None, hardware)
-        errors = [p for p in problems if p.severity == "error" and (options.deepspeed or p.id not in ("json-path",))]
-        if errors:
-            raise InputError(errors)
+        found = preflight(recipe, load_file(config, "deepspeed"), None, hardware)
+        problems = [problem for problem in found if problem.id not in DERIVED]
+        if any(problem.severity == "error" for problem in problems):
+            raise InputError(problems)
         show_problems(problems)
-    elif why := hardware.why_not(recipe.precision.compute):
+    elif pair is None and (why := hardware.why_not(recipe.precision.compute)):
         raise InputError(Problem("precision.compute", why, "use another precision", "precision-hw"))
     _prepare_data(recipe)
     run = _run_folder(options, recipe)
+    if pair is not None:
+        config = write_pair(pair, run.path / "launch")[0]
     flags = _forwarded(args)
     code = start_ranks(file, run, config, hardware.processes, [*flags, *(["--resume"] if options.resume else [])])
+    if code == 2 and not options.resume and not run.recipe.exists():
+        shutil.rmtree(run.path)  # refused before it began
     if code == 0 and options.baselines and run.evaluation.is_file():
         _baselines(file, run, recipe, config, hardware.processes, flags)
     return code
@@ -122,20 +129,18 @@ def _exit_code(codes: dict[int, int], asked: Sequence[int], run: RunFolder) -> i
     raise RunFailed(f"{what}{hint}. Go on from the newest checkpoint with --resume --run-folder {run.path}")
 
 
-def _deepspeed_config(options: TrainOptions, recipe: Recipe, device: Any, processes: int) -> Path | None:
-    """The DeepSpeed JSON: the user's, or one written for --zero into the cache of launch files."""
-    if options.deepspeed is not None:
-        if options.zero is not None or options.offload:
-            raise InputError(
-                Problem("--deepspeed", "given together with --zero or --offload", "keep one of them", "flag-conflict")
-            )
-        return options.deepspeed
+def _pair(options: TrainOptions, recipe: Recipe, hardware: Hardware) -> LaunchPair | None:
+    """The launch pair that --zero asks for; raises InputError for flags that contradict each other."""
+    if options.deepspeed is not None and (options.zero is not None or options.offload):
+        raise InputError(
+            Problem("--deepspeed", "given together with --zero or --offload", "keep one of them", "flag-conflict")
+        )
+    if options.offload and options.zero is None:
+        raise InputError(Problem("--offload", "needs a ZeRO stage", "add --zero 2 or --zero 3", "flag-conflict"))
     if options.zero is None:
-        if options.offload:
-            raise InputError(Problem("--offload", "needs a ZeRO stage", "add --zero 2 or --zero 3", "flag-conflict"))
         return None
-    pair = launch_pair(recipe, options.zero, recipe.precision.compute, processes, device, options.offload)
-    return write_pair(pair, Path("runs") / "launch" / recipe.name)[0]
+    compute = recipe.precision.compute
+    return launch_pair(recipe, options.zero, compute, hardware.processes, hardware.device, options.offload)
 
 
 def _prepare_data(recipe: Recipe) -> None:

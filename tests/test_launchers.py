@@ -61,7 +61,7 @@ def launched(run: Run, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     (folder / "small").mkdir()
     content = make_recipe(tiny, **{"schedule.steps": 5, "batch.micro_examples": 8, "evaluation.examples": 20})
     (folder / SCRIPT).write_text(RECIPE)
-    (folder / "small" / "content.yaml").write_text(yaml.safe_dump(content))
+    (folder / "small" / "content.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     recipe = Recipe.model_validate(content)
     pair = launch_pair(recipe, 2, "bf16", 2, "cpu", json_path="small/zero2_bf16.json")
     write_pair(pair, folder / "small")

@@ -22,7 +22,7 @@ from lmrecipes.run_folder import replace_folder
 
 TOLERANCE = {"plain": 1e-6, "zero2": 1e-6, "zero3": 2e-2, "offload3": 2e-2}
 """Of predictions, absolute. ZeRO's own weights are the fp32 masters cast to bf16, and so are the predictor's, in the
-same batches. Under ZeRO-3 DeepSpeed's linear layers round to bf16 before they add the bias as well as after: 3e-3 here."""
+same batches. Under ZeRO-3 DeepSpeed's linear layers round to bf16 before they add the bias and after: 3e-3 here."""
 
 
 @pytest.fixture(scope="module")

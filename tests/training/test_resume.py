@@ -43,7 +43,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(name: str, runs:
 def test_dropout_is_at_work(runs: Runs) -> None:
     """Else the bitwise test of `zero3` would show less than it says."""
     with_masks, without = measured(runs["zero3"]), measured(runs["offload3"])
-    assert abs(with_masks[0]["grad_norm"] / without[0]["grad_norm"] - 1) > 0.05
+    assert abs(with_masks[0]["grad_norm"] / without[0]["grad_norm"] - 1) > 0.01
 
 
 def test_counters_trackers_and_surroundings_continue(runs: Runs) -> None:
@@ -85,22 +85,19 @@ def test_only_the_newest_checkpoints_are_kept(runs: Runs) -> None:
 
 
 def test_offload_and_optimizers(runs: Runs) -> None:
-    """DeepSpeed's CPU Adam is the same rule as torch's: losses differ by rounding alone. SGD stays SGD."""
+    """DeepSpeed's CPU Adam is the same rule as torch's; SGD stays SGD.
+
+    Measured over 6 steps: offload at ZeRO-2 changes no loss, ZeRO-3 with it 0.15 % (its linear layers round twice).
+    """
     names = {name: runs.said[name]["optimizer"] for name in ("zero2", "offload2", "offload3", "sgd", "sgd_offload")}
     assert names == {
         "zero2": "AdamW", "offload2": "DeepSpeedCPUAdam", "offload3": "DeepSpeedCPUAdam", "sgd": "SGD",
         "sgd_offload": "SGD",
     }  # fmt: skip
     losses = {name: [row["loss"] for row in measured(runs[name])] for name in (*names, "sgd_offload_none")}
-    print(
-        {
-            n: max(abs(a / b - 1) for a, b in zip(losses[n], losses[o]))
-            for n, o in [("offload2", "zero2"), ("offload3", "zero2"), ("sgd_offload", "sgd")]
-        }
-    )
-    assert losses["offload2"] == pytest.approx(losses["zero2"], rel=1e-3)
+    assert losses["offload2"] == pytest.approx(losses["zero2"], rel=1e-6)
     assert losses["offload3"] == pytest.approx(losses["zero2"], rel=1e-2)
-    assert losses["sgd_offload"] == pytest.approx(losses["sgd"], rel=1e-3)
+    assert losses["sgd_offload"] == pytest.approx(losses["sgd"], rel=1e-6)
     assert losses["sgd_offload_none"] == losses["sgd"]
     assert losses["sgd"] != pytest.approx(losses["zero2"], rel=1e-2)
 
