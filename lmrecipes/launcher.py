@@ -71,7 +71,7 @@ def train(reference: str, args: Sequence[str]) -> int:
         if any(problem.severity == "error" for problem in problems):
             raise InputError(problems)
         show_problems(problems)
-    elif pair is None and (why := hardware.why_not(recipe.precision.compute)):
+    elif why := hardware.why_not(recipe.precision.compute):
         raise InputError(Problem("precision.compute", why, "use another precision", "precision-hw"))
     _prepare_data(recipe)
     run = _run_folder(options, recipe)
@@ -79,8 +79,8 @@ def train(reference: str, args: Sequence[str]) -> int:
         config = write_pair(pair, run.path / "launch")[0]
     flags = _forwarded(args)
     code = start_ranks(file, run, config, hardware.processes, [*flags, *(["--resume"] if options.resume else [])])
-    if code == 2 and not options.resume and not run.recipe.exists():
-        shutil.rmtree(run.path)  # refused before it began
+    if code == 2 and not options.resume and {path.name for path in run.path.iterdir()} <= {"launch"}:
+        shutil.rmtree(run.path)  # refused before it began; a folder of the user's own with other files stays
     if code == 0 and options.baselines and run.evaluation.is_file():
         _baselines(file, run, recipe, config, hardware.processes, flags)
     return code
