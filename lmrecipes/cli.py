@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import shutil
 import sys
@@ -115,6 +116,8 @@ class ReportOptions:
     """The runs' folders."""
     to: Path | None = None
     """The page. None: report.html in the first run's folder."""
+    readme: Path | None = None
+    """Also write the first run's results table between the markers `<!-- results -->` of this README."""
 
 
 def main() -> None:
@@ -390,9 +393,16 @@ def _report(args: Sequence[str]) -> int:
         raise InputError(Problem("lmrecipes report", what, fix, "argument-missing"))
     from lmrecipes.run_folder import open_run
     from lmrecipes.tracking.report import write_report
+    from lmrecipes.tracking.results import markdown_results, write_results_into
 
     folders = [open_run(run) for run in options.runs]
     print(write_report([folder.path for folder in folders], options.to or folders[0].report))
+    if options.readme is not None:
+        evaluation, environment = folders[0].evaluation, json.loads(folders[0].environment.read_text(encoding="utf-8"))
+        if not evaluation.is_file():
+            raise InputError(Problem(str(folders[0].path), "the run has no results yet", "finish it", "run-unfinished"))
+        results = markdown_results(json.loads(evaluation.read_text(encoding="utf-8")), environment)
+        write_results_into(options.readme, results)
     return 0
 
 

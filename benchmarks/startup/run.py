@@ -1,7 +1,7 @@
 """Seconds from the start of the command to the end of the first optimizer step, against a bare script.
 
-    python benchmarks/startup/run.py                     pairs of both cases, the medians and the ratio
-    python benchmarks/startup/run.py --rounds 9 --write  and the table into README.md
+python benchmarks/startup/run.py                     pairs of both cases, the medians and the ratio
+python benchmarks/startup/run.py --rounds 9 --write  and the table into README.md
 """
 
 from __future__ import annotations
