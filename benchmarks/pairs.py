@@ -10,10 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmrecipes.files import write_text_atomically
 from lmrecipes.machine import cores, gpus
-
-BEGIN, END = "<!-- written by run.py: begin -->", "<!-- written by run.py: end -->"
 
 
 @dataclass(frozen=True)
@@ -67,12 +64,3 @@ def measured_on() -> str:
     device = f"{cores()} cores of {model}" + "".join(f", {name}" for name, _, _ in gpus())
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "deepspeed", "accelerate"))
     return f"Measured on {device}; {versions}; {time.strftime('%Y-%m-%d')}."
-
-
-def write_table(readme: Path, text: str) -> None:
-    """Replace what stands between the two marks of a README."""
-    before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{readme} lacks the marks {BEGIN} and {END}")
-    write_text_atomically(readme, f"{before}{BEGIN}\n{text}\n{END}{after}")

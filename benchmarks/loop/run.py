@@ -22,11 +22,12 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import yaml  # noqa: E402
-from pairs import markdown_table, measured_on, quantile, write_table  # noqa: E402
+from pairs import markdown_table, measured_on, quantile  # noqa: E402
 
 from lmrecipes.machine import cores, this_machine  # noqa: E402
 from lmrecipes.planning.launch_pair import launch_pair  # noqa: E402
 from lmrecipes.recipe_files import find_recipe  # noqa: E402
+from lmrecipes.tracking.results import write_results_into  # noqa: E402
 
 TARGET = 0.03
 """Share of the median step that is not to be exceeded."""
@@ -96,7 +97,7 @@ def main() -> int:
     text = f"{table(results)}\n\n{measured_on()} {args.steps} steps."
     print(f"\n{text}")
     if args.write:
-        write_table(HERE / "README.md", text)
+        write_results_into(HERE / "README.md", text)
     return 1 if max(result.median for result in results.values()) > TARGET else 0
 
 

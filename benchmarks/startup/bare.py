@@ -3,15 +3,17 @@
     torchrun --standalone --nproc_per_node=2 benchmarks/startup/bare.py WORK.json     ZeRO, with the JSON named in it
     python benchmarks/startup/bare.py WORK.json                                       one process, plain torch
 
-WORK.json (run.py writes it): `model` (folder), `pooling`, `attention`, `lr`, `precision`, `clipping`, `deepspeed` (path
-or null), `done` (the file that says when the first step has ended), `tasks` (folder of the encoded training split, kind,
-outputs) and `ranks` (rank -> micro-batches -> buckets -> [task, row] of each text in the first step).
+WORK.json (run.py writes it): `model` (folder), `freeze` (patterns), `attention`, `lr`, `precision`, `clipping`,
+`examples`, `deepspeed` (path or null), `done` (the file that says when the first step has ended), `tasks` (folder of the
+encoded training split, kind, outputs) and `ranks` (rank -> micro-batches -> buckets -> [task, row] of each text of the
+first step).
 """
 
 import json
 import os
 import sys
 from contextlib import nullcontext
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,8 @@ class Model(nn.Module):
         self.trunk = AutoModel.from_pretrained(
             work["model"], dtype=torch.float32, attn_implementation=work["attention"], add_pooling_layer=False
         )
+        for name, parameter in self.trunk.named_parameters():
+            parameter.requires_grad_(not any(fnmatch(name, pattern) for pattern in work["freeze"]))
         hidden = self.trunk.config.hidden_size
         self.heads = nn.ModuleList(nn.Linear(hidden, task["outputs"]) for task in work["tasks"])
 
@@ -51,7 +55,7 @@ class Model(nn.Module):
                 loss = loss + F.cross_entropy(out, wanted.long(), reduction="sum")
             else:
                 loss = loss + F.binary_cross_entropy_with_logits(out, wanted.float(), reduction="sum")
-        return loss / 64
+        return loss / work["examples"]
 
 
 class Split:
@@ -81,10 +85,11 @@ def tensors(micro, splits):
 splits = [Split(task["folder"]) for task in work["tasks"]]
 micros = [tensors(micro, splits) for micro in work["ranks"][rank]]
 model = Model()
+trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 if zero:
     import deepspeed
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=work["lr"], fused=True)
+    optimizer = torch.optim.AdamW(trained, lr=work["lr"], fused=True)
     deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo")
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=work["deepspeed"])
     for micro in micros:
@@ -93,11 +98,11 @@ if zero:
 else:
     half = work["precision"] != "fp32"
     accelerator = Accelerator(mixed_precision=work["precision"] if half else "no", cpu=not torch.cuda.is_available())
-    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=work["lr"], fused=True))
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trained, lr=work["lr"], fused=True))
     for i, micro in enumerate(micros):
         with nullcontext() if i == len(micros) - 1 else accelerator.no_sync(model):
             accelerator.backward(model(*micro))
-    accelerator.clip_grad_norm_(model.parameters(), work["clipping"])
+    accelerator.clip_grad_norm_(trained, work["clipping"])
     optimizer.step()
 if rank == 0:
     Path(work["done"]).touch()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -16,13 +17,13 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import numpy as np  # noqa: E402
-from pairs import Pairs, interleave, markdown_table, measured_on, write_table  # noqa: E402
+from pairs import Pairs, interleave, markdown_table, measured_on  # noqa: E402
 
 from lmrecipes.assets import resolve_model  # noqa: E402
 from lmrecipes.data.encode import encode_tasks, training_rows  # noqa: E402
@@ -33,6 +34,7 @@ from lmrecipes.planning.batch import plan_batch  # noqa: E402
 from lmrecipes.planning.launch_pair import launch_pair  # noqa: E402
 from lmrecipes.recipe import Recipe  # noqa: E402
 from lmrecipes.recipe_files import find_recipe  # noqa: E402
+from lmrecipes.tracking.results import write_results_into  # noqa: E402
 
 TARGET = 1.3
 """Ratio to the bare script that is not to be exceeded."""
@@ -44,7 +46,7 @@ class Case:
 
     title: str
     processes: int
-    zero: int | None
+    zero: Literal[2] | None
 
 
 CASES = {"zero2": Case("2 processes, ZeRO-2", 2, 2), "single": Case("1 process", 1, None)}
@@ -65,7 +67,7 @@ def main() -> int:
     text = f"{table(results)}\n\n{measured_on()} {args.rounds} pairs."
     print(f"\n{text}")
     if args.write:
-        write_table(HERE / "README.md", text)
+        write_results_into(HERE / "README.md", text)
     return 1 if max(pairs.ratio for pairs in results.values()) > TARGET else 0
 
 
@@ -78,7 +80,7 @@ def measure(reference: str, case: Case, rounds: int, folder: Path) -> Pairs:
     done = Path(json.loads(work.read_text())["done"])
 
     def time_ours() -> float:
-        subprocess.run(["rm", "-rf", str(folder / "run")], check=True)
+        shutil.rmtree(folder / "run", ignore_errors=True)
         return seconds_until(folder / "run" / "metrics.jsonl", ours, case)
 
     def time_bare() -> float:
@@ -92,8 +94,8 @@ def measure(reference: str, case: Case, rounds: int, folder: Path) -> Pairs:
 
 def seconds_until(mark: Path, command: list[str], case: Case) -> float:
     """Run a command to its end; seconds from its start to the last change of `mark`, made at the end of step 1."""
-    threads = str(max(1, cores() // case.processes))
-    environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **bare_environment(), **os.environ}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # DeepSpeed calls ninja
+    environment = {**surroundings(case), **os.environ, "PATH": path}
     began = time.time()
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     if result.returncode != 0 or not mark.exists():
@@ -101,13 +103,15 @@ def seconds_until(mark: Path, command: list[str], case: Case) -> float:
     return mark.stat().st_mtime - began
 
 
-def bare_environment() -> dict[str, str]:
-    """What DeepSpeed needs on this machine besides the command: where its built operators are, and its device."""
+def surroundings(case: Case) -> dict[str, str]:
+    """What `lmrecipes train` sees to by itself and the bare script needs: threads, DeepSpeed's device and operators."""
+    found = {"OMP_NUM_THREADS": str(max(1, cores() // case.processes)), "TOKENIZERS_PARALLELISM": "false"}
     extensions = Path(sys.prefix) / "torch_extensions"
-    found = {"TORCH_EXTENSIONS_DIR": str(extensions)} if extensions.is_dir() else {}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    os.environ["PATH"] = path
-    return found if this_machine().device == "cuda" else {**found, "DS_ACCELERATOR": "cpu"}
+    if extensions.is_dir():
+        found["TORCH_EXTENSIONS_DIR"] = str(extensions)
+    if this_machine().device == "cpu":
+        found["DS_ACCELERATOR"] = "cpu"
+    return found
 
 
 def our_command(reference: str, case: Case, run: Path) -> list[str]:
@@ -140,6 +144,8 @@ def first_step(recipe: Recipe, case: Case, folder: Path) -> dict[str, Any]:
         deepspeed.write_text(json.dumps(pair.deepspeed))
     return {
         "model": resolve_model(recipe.model.pretrained),
+        "freeze": recipe.model.freeze,
+        "examples": recipe.batch.examples,
         "attention": "eager" if this_machine().device == "cpu" else "sdpa",
         "lr": recipe.optimizer.lr,
         "precision": recipe.precision.compute,

@@ -98,8 +98,8 @@ def results_table(evaluation: Evaluation) -> Table:
     baselines = baselines_of(evaluation)
     title, caption = Text(_title(evaluation)), Text(_origins(baselines))  # Text: no markup in names
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
-    for header in ("task", "kind", "metric"):
-        table.add_column(header)
+    for header in ("task", "metric"):
+        table.add_column(header, no_wrap=True)
     for header in ("this run", *(baseline.title for baseline in baselines), "rows"):
         table.add_column(header, justify="right")
     for result in results_of(evaluation):
@@ -107,7 +107,7 @@ def results_table(evaluation: Evaluation) -> Table:
             Text(number(value), style="bold" if at == result.best else "")
             for at, value in enumerate((result.ours, *result.baselines))
         ]
-        head = (Text(word) for word in (result.task, words(result.kind), words(result.metric)))
+        head = (Text(word) for word in (result.task, words(result.metric)))
         table.add_row(*head, *values, "" if result.rows is None else f"{result.rows:,}")
     return table
 
