@@ -70,7 +70,7 @@ class TimedBar(TrainingBar):
 
 
 def main() -> None:
-    """Measure, and on rank 0 write `{"real": [...], "bare": [...]}`: an object per step, without the first of a block."""
+    """Measure, and on rank 0 write `{"real": [...], "bare": [...]}`: one object per step but a block's first."""
     recipe_file, deepspeed_file, run_folder, result_file, *numbers = sys.argv[1:]
     warmup, blocks, size = map(int, numbers)
     quieten()

@@ -4,9 +4,9 @@
     python benchmarks/startup/bare.py WORK.json                                       one process, plain torch
 
 WORK.json (run.py writes it): `model` (folder), `freeze` (patterns), `attention`, `lr`, `precision`, `clipping`,
-`examples`, `deepspeed` (path or null), `done` (the file that says when the first step has ended), `tasks` (folder of the
-encoded training split, kind, outputs) and `ranks` (rank -> micro-batches -> buckets -> [task, row] of each text of the
-first step).
+`examples`, `deepspeed` (path or null), `done` (the file that says when the first step has ended), `tasks` (folder of
+the encoded training split, kind, outputs) and `ranks` (rank -> micro-batches -> buckets -> [task, row] of each text of
+the first step).
 """
 
 import json

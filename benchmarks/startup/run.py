@@ -88,7 +88,8 @@ def measure(reference: str, case: Case, rounds: int, folder: Path) -> Pairs:
         return seconds_until(done, bare, case)
 
     print(case.title, flush=True)
-    time_ours(), time_bare()
+    time_ours()
+    time_bare()
     return interleave(rounds, time_ours, time_bare, lambda line: print(f"  {line}", flush=True))
 
 

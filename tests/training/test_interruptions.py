@@ -137,7 +137,8 @@ def test_a_dead_parent_and_a_dead_rank(folder: Path) -> None:
         _, stderr = process.communicate(timeout=90)
     assert process.returncode == 3
     assert gone(ranks)
-    assert "the run failed: rank 1 was ended by SIGKILL" in stderr
+    # Rank 0 may notice the broken connection, and end by itself, before torch's launcher ends it.
+    assert re.search(r"the run failed: (rank 0 [^;]*; )?rank 1 was ended by SIGKILL", stderr)
     assert "--resume --run-folder dead" in stderr
 
 
