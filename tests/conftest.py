@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: a cache of their own for encoded data, a tiny model, small data."""
+"""Fixtures shared by all tests: a tiny model, small data, commands. GPUs are hidden but from `pytest -m gpu`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The tests are written for CPUs; those marked gpu see the GPUs."""
+    if config.option.markexpr != "gpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")

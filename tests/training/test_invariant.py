@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT, Run
 from tiny import make_recipe
 
+from lmrecipes.planning.hardware import Device
 from lmrecipes.planning.launch_pair import launch_pair
 from lmrecipes.recipe import Recipe
 
@@ -24,7 +25,9 @@ ENGINES = ("plain", 0, 1, 2, 3)
 Rows = list[dict[str, Any]]
 
 
-def trajectories(run: Run, tiny: Path, out: Path, world: int, engine: str | int, **changes: Any) -> dict[str, Rows]:
+def trajectories(
+    run: Run, tiny: Path, out: Path, world: int, engine: str | int, device: Device = "cpu", **changes: Any
+) -> dict[str, Rows]:
     """Train with accumulation 1 and 4 on `world` processes; rows of each step by accumulation."""
     cases = {}
     for accumulation in (1, 4):
@@ -32,7 +35,7 @@ def trajectories(run: Run, tiny: Path, out: Path, world: int, engine: str | int,
         pair = None
         if engine != "plain":
             zero: Any = engine
-            pair = launch_pair(Recipe.model_validate(recipe), zero, recipe["precision"]["compute"], world, "cpu")
+            pair = launch_pair(Recipe.model_validate(recipe), zero, recipe["precision"]["compute"], world, device)
         cases[str(accumulation)] = {"recipe": recipe, "deepspeed": pair.deepspeed if pair else None}
     out.mkdir(parents=True, exist_ok=True)
     order = out / "order.json"
