@@ -68,10 +68,10 @@ def stored_baselines(file: RecipeFile, recipe: Recipe) -> dict[str, Any]:
     path = baselines_path(file)
     if path is None or not path.is_file():
         return {}
-    stored = json.loads(path.read_text(encoding="utf-8")).get(str(recipe.schedule.steps), {})
     wanted = _settings(recipe)
     return {
         name: {**{key: value for key, value in baseline.items() if key != "settings"}, "measured": "stored"}
+        for stored in json.loads(path.read_text(encoding="utf-8")).values()
         for name, baseline in stored.items()
         if baseline.get("settings") == wanted.get(name)
     }
