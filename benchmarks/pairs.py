@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import statistics
 import time
@@ -11,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmrecipes.machine import cores, gpus
+
+OPENMP = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+"""Settings of the caller that decide how threads wait for each other, and so how long a step takes."""
 
 
 @dataclass(frozen=True)
@@ -63,4 +67,5 @@ def measured_on() -> str:
         model = names[0] if names else model
     device = f"{cores()} cores of {model}" + "".join(f", {name}" for name, _, _ in gpus())
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "deepspeed", "accelerate"))
-    return f"Measured on {device}; {versions}; {time.strftime('%Y-%m-%d')}."
+    openmp = "".join(f"; {name}={os.environ[name]}" for name in OPENMP if name in os.environ)
+    return f"Measured on {device}; {versions}{openmp}; {time.strftime('%Y-%m-%d')}."
