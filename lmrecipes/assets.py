@@ -27,7 +27,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, Te
 
 from lmrecipes.archive import BadArchiveError, extract
 from lmrecipes.catalogue import ASSETS, QUICKSTART, Asset
-from lmrecipes.files import sync_folder
+from lmrecipes.files import sync_folder, sync_tree
 from lmrecipes.problems import InputError, Problem, did_you_mean, listing
 
 log = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def _fetch_one(asset: Asset, root: Path, progress: Progress | None) -> None:
         except BadArchiveError as error:
             raise _problem(asset, str(error), "asset-members") from error
         _write_manifest(content, asset, files)
-        _sync(content)
+        sync_tree(content)
         final = root / asset.folder
         if final.exists():  # of an earlier version of this program, or damaged
             final.rename(staging / "replaced")
@@ -275,12 +275,3 @@ def _complete(folder: Path, asset: Asset) -> bool:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    """Flush every file and folder below, so that the rename cannot reach the disk before the content."""
-    for path, _, files in os.walk(folder, topdown=False):
-        for file in files:
-            with (Path(path) / file).open("rb+") as stream:
-                os.fsync(stream.fileno())
-        sync_folder(Path(path))

@@ -232,26 +232,23 @@ def _show(args: Sequence[str]) -> int:
     from lmrecipes.launching import quieten
 
     quieten()
+    from lmrecipes.adaptive.steering import Steering, replayed_plan
+    from lmrecipes.data.duplicates import duplicate_warnings
     from lmrecipes.data.encode import encode_tasks
-    from lmrecipes.data.facts import mixture_facts
+    from lmrecipes.data.facts import mixture_facts, mixture_of, mixture_warnings
+    from lmrecipes.mixture_text import print_mixture
     from lmrecipes.run_folder import recipe_yaml
 
-    facts = mixture_facts(recipe, encode_tasks(recipe))
+    replayed = replayed_plan(recipe)
+    tasks = encode_tasks(recipe)
+    facts = mixture_facts(recipe, tasks, Steering(recipe, mixture_of(recipe, tasks), {}, replayed).mixture)
+    problems = mixture_warnings(recipe, facts) + duplicate_warnings(tasks)
     if options.json:
-        _print_json({"recipe": recipe.model_dump(mode="json"), "mixture": facts})
+        warnings = [problem.as_dict() for problem in problems]
+        _print_json({"recipe": recipe.model_dump(mode="json"), "mixture": facts, "warnings": warnings})
         return 0
     print(recipe_yaml(recipe))
-    title = f"mixture: {recipe.schedule.steps} steps of {recipe.batch.examples} examples"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("task", "rows", "tokens/row", "cut", "bad", "share", "of tokens", "examples", "epochs"):
-        table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
-    for task, fact in facts.items():
-        table.add_row(
-            task, f"{fact['rows']:,}", f"{fact['tokens_per_row']:.1f}", f"{fact['truncated']:,}",
-            f"{fact['skipped']:,}", f"{fact['share']:.1%}", f"{fact['token_share']:.1%}", f"{fact['examples']:,}",
-            f"{fact['epochs']:.2f}",
-        )  # fmt: skip
-    Console().print(table)
+    print_mixture(recipe, facts, problems, Console())
     return 0
 
 
@@ -334,6 +331,14 @@ def _train(args: Sequence[str]) -> int:
 
     _recipe_file(args, TrainOptions, "train")
     return train(args[0], args[1:])
+
+
+def _search(args: Sequence[str]) -> int:
+    """Search mixture weights with short proxy runs; says whether they beat the recipe's own, as measured."""
+    from lmrecipes.search.start import SearchOptions, search
+
+    _recipe_file(args, SearchOptions, "search")
+    return search(args[0], args[1:])
 
 
 def _evaluate(args: Sequence[str]) -> int:
@@ -446,6 +451,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "check": ("RECIPE", _check),
     "configure": ("RECIPE", _configure),
     "train": ("RECIPE", _train),
+    "search": ("RECIPE", _search),
     "evaluate": ("RUN", _evaluate),
     "export": ("RUN --to DIR", _export),
     "report": ("RUN [RUN ...]", _report),

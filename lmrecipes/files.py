@@ -42,6 +42,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_tree(folder: Path) -> None:
+    """Flush all files and folders in `folder`, and itself, so that a rename of it cannot reach the disk before them."""
+    for path, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            with (Path(path) / name).open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(path))
+
+
 def write_json(path: Path, obj: Any) -> None:
     """Write `obj` as indented JSON, atomically. NaN and infinity become null: JSON has no word for them."""
     write_text_atomically(path, json_text(obj, indent=2) + "\n")

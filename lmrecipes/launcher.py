@@ -90,10 +90,18 @@ def start_ranks(file: RecipeFile, run: RunFolder, config: Path | None, processes
     """Start the ranks of a run and wait for them; prints the exact command first. Returns the contract's exit code."""
     target = [str(file.path)] if file.path.suffix == ".py" else ["-m", "lmrecipes.launching", str(file.path)]
     where = [*(["--deepspeed", str(config)] if config else []), "--run-folder", str(run.path)]
+    again = f"Go on from the newest checkpoint with --resume --run-folder {run.path}"
+    return start_processes([*target, *where, *flags], processes, again)
+
+
+def start_processes(rank_command: Sequence[str], processes: int, again: str) -> int:
+    """Start `python RANK_COMMAND` so many times under one launcher and wait; prints the exact command first.
+
+    Returns the contract's exit code. Raises RunFailed where a rank broke without a word; `again`: how to go on then.
+    """
     # INT and TERM are handed on below: by itself torch's launcher would kill ranks that save for more than 30 seconds.
     several = ["--standalone", f"--nproc_per_node={processes}", "--signals_to_handle=SIGQUIT"]
     launcher = ["-m", "torch.distributed.run", *several] if processes > 1 else []
-    rank_command = [*target, *where, *flags]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // processes))
     shown = shlex.join(["python", *launcher, *rank_command])
     Console(stderr=True, soft_wrap=True).print(f"$ OMP_NUM_THREADS={threads} {shown}", markup=False, highlight=False)
@@ -101,7 +109,7 @@ def start_ranks(file: RecipeFile, run: RunFolder, config: Path | None, processes
     asked: list[int] = []
     with _environment(environment), _signals_handed_on(asked):
         codes = run_ranks([*several, *rank_command]) if processes > 1 else {0: _run_alone(rank_command)}
-    return _exit_code(codes, asked, run)
+    return _exit_code(codes, asked, again)
 
 
 def _run_alone(command: Sequence[str]) -> int:
@@ -109,7 +117,7 @@ def _run_alone(command: Sequence[str]) -> int:
     return process.wait()
 
 
-def _exit_code(codes: dict[int, int], asked: Sequence[int], run: RunFolder) -> int:
+def _exit_code(codes: dict[int, int], asked: Sequence[int], again: str) -> int:
     """One exit code from those of the ranks. A rank that ended by itself with 2 or 3 has said why."""
     if not any(codes.values()):
         return 0  # also where a signal came too late to stop anything
@@ -126,7 +134,7 @@ def _exit_code(codes: dict[int, int], asked: Sequence[int], run: RunFolder) -> i
     reasons = {**{rank: f"was ended by {name}" for rank, name in by_signal.items()}, **broken}
     what = "; ".join(f"rank {rank} {reason}" for rank, reason in sorted(reasons.items()))
     hint = " (KILL from outside is most often the system, out of memory)" if "SIGKILL" in what else ""
-    raise RunFailed(f"{what}{hint}. Go on from the newest checkpoint with --resume --run-folder {run.path}")
+    raise RunFailed(f"{what}{hint}. {again}")
 
 
 def _pair(options: TrainOptions, recipe: Recipe, hardware: Hardware) -> LaunchPair | None:
@@ -144,10 +152,13 @@ def _pair(options: TrainOptions, recipe: Recipe, hardware: Hardware) -> LaunchPa
 
 
 def _prepare_data(recipe: Recipe) -> None:
-    """Encode what is not encoded yet, before any rank exists."""
+    """Encode what is not encoded yet, before any rank exists. Raises InputError also where it cannot fill the run."""
+    from lmrecipes.adaptive.steering import Steering, replayed_plan
     from lmrecipes.data.encode import encode_tasks
+    from lmrecipes.data.facts import mixture_of
 
-    encode_tasks(recipe)
+    replayed = replayed_plan(recipe)
+    Steering(recipe, mixture_of(recipe, encode_tasks(recipe)), {}, replayed)
 
 
 def _run_folder(options: TrainOptions, recipe: Recipe) -> RunFolder:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+from lmrecipes.recipe_mixture import ADAPTIVE_LAG, Adaptive, LossWeighting, Mixture, Waypoint
+from lmrecipes.recipe_types import Broken, Config, Count, Fraction, NonNegative, Positive, require
+
+__all__ = [
+    "ADAPTIVE_LAG", "METRICS", "Adaptive", "Batch", "Checkpoint", "Config", "Evaluation", "Loader", "LossWeighting",
+    "Mixture", "Model", "Optimizer", "Precision", "Recipe", "Schedule", "Source", "Task", "TaskKind", "Tracking",
+    "Waypoint",
+]  # fmt: skip
 
 TaskKind = Literal["regression", "classification", "multi_label"]
 
@@ -23,12 +27,6 @@ METRICS: dict[str, tuple[str, ...]] = {
     "multi_label": ("micro_f1", "macro_f1", "average_precision"),
 }
 """Metrics of each kind of task; the first is its headline metric."""
-
-
-class Config(BaseModel):
-    """Base of every part of a recipe: unknown keys are errors, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Source(Config):
@@ -66,13 +64,16 @@ class Source(Config):
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         places = ("files", "splits", "dataset", "function", "offline")
-        chosen = [place for place in places if getattr(self, place) is not None]
+        chosen, broken = [place for place in places if getattr(self, place) is not None], []
         if len(chosen) != 1:
-            raise ValueError(f"exactly one of {', '.join(places)} must be set, found {', '.join(chosen) or 'none'}")
+            what = f"exactly one of {', '.join(places)} must be set, found {', '.join(chosen) or 'none'}"
+            broken.append(Broken("", what, f"keep one of {', '.join(chosen)}" if chosen else "set one of them"))
         if self.splits is not None and "train" not in self.splits:
-            raise ValueError("splits needs a `train` file")
+            broken.append(Broken("splits", "needs a `train` file", "name one under splits.train"))
         if self.validation_fraction + self.test_fraction >= 1:
-            raise ValueError("validation_fraction + test_fraction must leave rows for training")
+            what = "validation_fraction + test_fraction must leave rows for training"
+            broken.append(Broken("validation_fraction", what, "lower one of the two"))
+        require(broken)
         return self
 
 
@@ -84,8 +85,11 @@ class Task(Config):
     multi_label (binary cross-entropy, any number of labels)."""
     source: Source
     """Where the rows come from."""
-    weight: Positive = 1.0
-    """Share of this task in the mixture, relative to the other tasks' weights."""
+    weight: NonNegative = 1.0
+    """Share of this task in the mixture, relative to the other tasks' weights; `mixture.unit` says of what."""
+    max_epochs: Positive | None = None
+    """Most passes over this task's rows in the whole run; then its share flows to the other tasks in proportion to
+    their weights. None: `mixture.max_epochs`."""
     loss_factor: NonNegative = 1.0
     """Factor of this task's loss in the total."""
     learning_rate_factor: Positive = 10.0
@@ -99,13 +103,15 @@ class Task(Config):
 
     @model_validator(mode="after")
     def _known_metrics(self) -> Self:
-        unknown = [m for m in self.metrics or () if m not in METRICS[self.kind]]
-        if unknown:
-            raise ValueError(f"metrics {unknown} are not among {list(METRICS[self.kind])} of kind {self.kind}")
+        broken = []
+        if unknown := [metric for metric in self.metrics or () if metric not in METRICS[self.kind]]:
+            what = f"{unknown} are not among {list(METRICS[self.kind])} of kind {self.kind}"
+            broken.append(Broken("metrics", what, "name metrics of that kind"))
         if self.labels is not None and self.kind == "regression":
-            raise ValueError("labels: a regression task has none")
+            broken.append(Broken("labels", "a regression task has none", "remove them, or choose another kind"))
         if self.labels is not None and len(set(self.labels)) < len(self.labels):
-            raise ValueError("labels: names repeat")
+            broken.append(Broken("labels", f"names repeat in {list(self.labels)}", "name each class once"))
+        require(broken)
         return self
 
     @property
@@ -127,21 +133,12 @@ class Model(Config):
     """Longest text in tokens; longer ones are truncated."""
     freeze: tuple[str, ...] = ()
     """Parameters of the trunk that are not trained, by shell patterns: `embeddings.word_embeddings.*`."""
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """Attention kernel of `transformers`. auto: sdpa on GPUs and for long texts, eager for short ones on a CPU."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
+    """Attention kernel of `transformers`. auto: sdpa on GPUs and for long texts, eager for short ones on a CPU; for
+    packed rows on a GPU flash_attention_2 where it is installed, else flex_attention."""
     dropout: Fraction | None = 0.0
     """Dropout inside the trunk. None: as the pretrained configuration says. Only with 0 is the trajectory independent
     of how a step is laid out over ranks and micro-batches."""
-
-
-class Mixture(Config):
-    """How often each task is drawn."""
-
-    unit: Literal["examples"] = "examples"
-    """What the weights count."""
-    temperature: Annotated[float, Field(ge=1)] | None = None
-    """None: the tasks' weights are the shares. T: each weight is multiplied by rows ** (1 / T); 1 is proportional to
-    size, larger is flatter."""
 
 
 class Batch(Config):
@@ -151,8 +148,23 @@ class Batch(Config):
     """Examples per optimizer step."""
     micro_examples: Count = 32
     """Most examples that one device computes at once; accumulation follows from it."""
-    length_buckets: Count = 4
-    """Rectangles of texts of similar length that a micro-batch is computed in: more of them, less padding."""
+    layout: Literal["auto", "padded", "buckets", "grouped", "packed"] = "auto"
+    """How a micro-batch's texts lie in memory; losses and gradients are the same. padded: one rectangle. buckets: a few
+    rectangles of similar length, one after the other. grouped: the same rectangles in one pass, only attention goes by
+    rectangle. packed: texts end to end, kept apart by the attention kernel. auto: packed on a GPU
+    with a kernel for it and on a CPU with `model.max_length` up to 256, else grouped; buckets where the model's code
+    allows neither."""
+    length_buckets: Count = 8
+    """Rectangles of texts of similar length in a micro-batch (buckets, grouped): more of them, less padding."""
+
+
+class Loader(Config):
+    """How batches are made; changes nothing but speed."""
+
+    workers: Annotated[int, Field(ge=0)] = 1
+    """Threads that assemble batches ahead; 0: none, each batch is made when it is needed."""
+    prefetch: Count = 2
+    """Steps that are assembled ahead."""
 
 
 class Optimizer(Config):
@@ -240,9 +252,13 @@ class Recipe(Config):
     """How often each task is drawn."""
     batch: Batch = Batch()
     """The global batch of a step."""
+    loader: Loader = Loader()
+    """How batches are made."""
     loss_normalization: Literal["constant_predictor", "none"] = "constant_predictor"
     """constant_predictor: each task's loss is divided by that of the best constant prediction on its training data
     (entropy, variance), so that every task starts near 1."""
+    loss_weighting: LossWeighting = LossWeighting()
+    """Factors of the tasks' losses over time."""
     optimizer: Optimizer = Optimizer()
     """Update rule."""
     schedule: Schedule = Schedule()
@@ -260,7 +276,18 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
-        for name in self.tasks:
-            if not name.replace("_", "").replace("-", "").isalnum():
-                raise ValueError(f"tasks: name {name!r} may hold letters, digits, `_` and `-` only")
+        broken = [
+            Broken(f"tasks.{name}", "a task's name may hold letters, digits, `_` and `-` only", "rename it")
+            for name in self.tasks
+            if not name.replace("_", "").replace("-", "").isalnum()
+        ]
+        if self.mixture.adaptive.method != "off" and self.loader.prefetch > ADAPTIVE_LAG:
+            what = (
+                f"with adaptive weights at most {ADAPTIVE_LAG} steps are assembled ahead, found {self.loader.prefetch}"
+            )
+            broken.append(Broken("loader.prefetch", what, f"set loader.prefetch to {ADAPTIVE_LAG} or less"))
+        if self.mixture.replay and self.loss_weighting.method != "static":
+            what = "mixture.replay repeats the loss factors of an earlier run, so that none are computed"
+            broken.append(Broken("loss_weighting.method", what, "set loss_weighting.method to static"))
+        require(broken + self.mixture.broken_for({name: task.weight for name, task in self.tasks.items()}))
         return self

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from lmrecipes.problems import InputError, Problem, did_you_mean, listing
 from lmrecipes.recipe import Recipe
+from lmrecipes.recipe_types import RulesBroken
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 """The recipes of this repository."""
@@ -155,28 +156,37 @@ def problems_of(error: ValidationError, where: str | None) -> list[Problem]:
 
     where: the recipe's file; None for values given by flag.
     """
+
+    def place(field: str) -> str:
+        return f"{where}: {field}" if where is not None else f"--{field}"
+
     problems = []
     for item in error.errors():
         location = [str(part) for part in item["loc"]]
         field = ".".join(location) or "recipe"
-        place = f"{where}: {field}" if where is not None else f"--{field}"
         given, context = item["input"], item.get("ctx", {})
         found = "" if isinstance(given, (dict, BaseModel)) else f", found {given!r}"
+        if isinstance(rules := context.get("error"), RulesBroken):
+            for broken in rules.rules:
+                at = ".".join(part for part in (*location, broken.field) if part) or "recipe"
+                problems.append(Problem(place(at), broken.what, broken.fix, "recipe-rule"))
+            continue
         if item["type"] == "extra_forbidden":
             known = _fields_at(location[:-1])
             what = f"unknown key {location[-1]!r}.{did_you_mean(location[-1], known)}"
-            problem = Problem(place, what, f"known here: {listing(known, 20)}", "recipe-unknown-key")
+            problem = Problem(place(field), what, f"known here: {listing(known, 20)}", "recipe-unknown-key")
         elif item["type"] == "missing":
-            problem = Problem(place, "is required and missing", f"add {field}", "recipe-value")
+            problem = Problem(place(field), "is required and missing", f"add {field}", "recipe-value")
         elif item["type"] == "literal_error":
             allowed = re.findall(r"'([^']*)'", context["expected"])
             what = f"must be {context['expected']}{found}.{did_you_mean(str(given), allowed)}"
-            problem = Problem(place, what, f"use one of {listing(allowed)}", "recipe-value")
+            problem = Problem(place(field), what, f"use one of {listing(allowed)}", "recipe-value")
         else:
             rule = item["msg"].removeprefix("Value error, ")
             for before, after in _RULES.items():
                 rule = rule.replace(before, after)
-            problem = Problem(place, f"{rule}{found}", f"change {field}", "recipe-value")
+            fix = _FIXES.get(item["type"], "change {field}").format(field=field, **context)
+            problem = Problem(place(field), f"{rule}{found}", fix, "recipe-value")
         problems.append(problem)
     return problems
 
@@ -189,6 +199,19 @@ _RULES = {
     "less than or equal to": "at most",
 }
 """pydantic's words and ours."""
+_FIXES = {
+    "greater_than": "set {field} above {gt:g}",
+    "greater_than_equal": "set {field} to {ge:g} or more",
+    "less_than": "set {field} below {lt:g}",
+    "less_than_equal": "set {field} to {le:g} or less",
+    "finite_number": "set {field} to a finite number",
+    "float_type": "set {field} to a number",
+    "float_parsing": "set {field} to a number",
+    "int_type": "set {field} to a whole number",
+    "int_parsing": "set {field} to a whole number",
+    "int_from_float": "set {field} to a whole number",
+}
+"""What to do, by pydantic's type of error."""
 
 
 def _fields_at(location: Sequence[str]) -> list[str]:

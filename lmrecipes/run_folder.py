@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from lmrecipes.files import sync_folder, write_json, write_text_atomically
+from lmrecipes.files import sync_folder, sync_tree, write_json, write_text_atomically
 from lmrecipes.problems import InputError, Problem, did_you_mean
 from lmrecipes.recipe import Recipe
 
@@ -28,6 +29,8 @@ FREE_ON_RESUME = (
     "description",
     "batch.micro_examples",
     "batch.length_buckets",
+    "batch.layout",
+    "loader.",
     "evaluation.",
     "checkpoint.",
     "tracking.",
@@ -55,6 +58,16 @@ class RunFolder:
     def metrics(self) -> Path:
         """One object per logged step: the record."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def mixture(self) -> Path:
+        """What the run was to draw of each task, as it was known at the start."""
+        return self.path / "mixture.json"
+
+    @property
+    def plan(self) -> Path:
+        """Changes of weights and loss factors, where the run makes any."""
+        return self.path / "plan.jsonl"
 
     @property
     def evaluation(self) -> Path:
@@ -112,7 +125,7 @@ def resumable_run(path: Path | None, recipe: Recipe) -> RunFolder:
     if run.evaluation.exists():
         problem = f"{run.path} has been finished: it holds evaluation.json"
         raise InputError(Problem("--resume", problem, "start a new run without --resume", "resume-finished"))
-    saved, now = (_leaves(content) for content in (yaml.safe_load(run.recipe.read_text()), _content(recipe)))
+    saved, now = (leaves(content) for content in (yaml.safe_load(run.recipe.read_text()), _content(recipe)))
     changed = [key for key in {**saved, **now} if saved.get(key) != now.get(key) and not key.startswith(FREE_ON_RESUME)]
     if changed:
         raise InputError(
@@ -129,11 +142,11 @@ def resumable_run(path: Path | None, recipe: Recipe) -> RunFolder:
     return run
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """A tree's values by dotted path."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
 
 
@@ -167,8 +180,7 @@ def replace_folder(new: Path, final: Path) -> None:
     Where the system cannot exchange, the old folder is moved away first, so that a reader may see none for a moment,
     but never a mixture.
     """
-    for folder in (new, *(path for path in new.rglob("*") if path.is_dir())):
-        sync_folder(folder)
+    sync_tree(new)
     if not final.exists():
         new.rename(final)
     else:
@@ -239,6 +251,12 @@ def write_environment(run: RunFolder, facts: dict[str, Any]) -> None:
             **({"before": before} if before else {}),
         },
     )
+
+
+def write_mixture(run: RunFolder, facts: Mapping[str, Mapping[str, Any]], step: int) -> None:
+    """What the run is to draw of each task. A run resumed at a step keeps what was known at its start."""
+    if not (step and run.mixture.exists()):
+        write_json(run.mixture, facts)
 
 
 def _commit() -> str | None:

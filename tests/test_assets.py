@@ -160,7 +160,7 @@ def test_interruption_before_the_rename_leaves_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(assets, "_sync", interrupt)
+        patch.setattr(assets, "sync_tree", interrupt)
         assets.fetch(["tiny"])
     assert in_cache(tmp_path) == set()
     killed = tmp_path / "cache" / "assets" / ".tiny-1.0.abc"  # what a killed process leaves

@@ -98,7 +98,7 @@ def test_every_command_explains_itself(name: str, capfd: Capture, here: Path) ->
     out, err = capfd.readouterr()
     assert err == ""
     assert out.startswith(f"usage: lmrecipes {name}")
-    takes_recipe = name in ("show", "check", "configure", "train")
+    takes_recipe = name in ("show", "check", "configure", "train", "search")
     assert (f"`lmrecipes {name} RECIPE --help`" in out) == takes_recipe
 
 
@@ -146,21 +146,82 @@ def test_assets(capfd: Capture, here: Path, no_assets: Path) -> None:
     assert "'fetc'" in refused(capfd, "assets", "fetc")
 
 
-def test_show(capfd: Capture, write: Write) -> None:
+@pytest.mark.parametrize("columns", [80, 100, 140])
+def test_show(columns: int, capfd: Capture, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
     name = write()
     assert command(["show", name, "--optimizer.lr", "1e-4"]) == 0
     out = capfd.readouterr().out
-    assert max(map(len, out.splitlines())) <= 80 or "files:" in max(out.splitlines(), key=len)
-    text = out.rpartition("mixture:")[0]  # the table's title
+    text, _, shown = out.partition("mixture: 10 steps x 16 = 160 examples; shares of examples by weight")
     assert yaml.safe_load(text)["optimizer"]["lr"] == 1e-4
-    for word in ("tokens/row", "60.0%", "epochs"):
-        assert word in out
+    table, _, warnings = shown.partition("warning ")
+    assert max(map(len, table.splitlines())) <= columns
+    heads = next(line.split() for line in table.splitlines() if "rows" in line)
+    assert heads[:3] == ["task", "rows", "tokens/row"]
+    assert not {"cut", "masked", "bad", "in"} & set(heads), "columns that would say nothing are left out"
+    short = " ".join(line for line in table.splitlines() if line.startswith(" short"))
+    assert short.replace("short", "").split() == ["232", "4.7", "60.0%", "96", "60.0%", "449", "21.1%", "0.41"]
+    assert "tasks.rare.weight: the whole run draws 5 of its examples, less than the 16 of one step" in warnings
+    assert "fix: raise tasks.rare.weight" in warnings
     Path("shown.yaml").write_text(text)
     assert command(["show", "shown.yaml", "--json"]) == 0
+    shown_again = json.loads(capfd.readouterr().out)
+    assert shown_again["recipe"]["optimizer"]["lr"] == 1e-4
+    assert shown_again["mixture"]["short"]["share"] == 0.6
+
+
+def test_show_as_json_has_stable_keys(capfd: Capture, write: Write) -> None:
+    assert command(["show", write(**{"schedule.steps": 1600, "tasks.long.max_epochs": 2}), "--json"]) == 0
     shown = json.loads(capfd.readouterr().out)
-    assert shown["recipe"]["optimizer"]["lr"] == 1e-4
-    assert shown["mixture"]["short"]["share"] == 0.6
-    assert shown["mixture"]["rare"]["rows"] < shown["mixture"]["long"]["rows"]
+    assert list(shown) == ["recipe", "mixture", "warnings"]
+    assert list(shown["mixture"]) == ["short", "long", "rare"]
+    for fact in shown["mixture"].values():
+        assert set(fact) == {
+            "rows", "tokens", "tokens_per_row", "truncated", "supervised", "masked", "skipped", "duplicates",
+            "share", "shares", "examples", "example_share", "planned_tokens", "token_share", "epochs", "exhausted_at",
+        }  # fmt: skip
+    long = shown["mixture"]["long"]
+    assert (long["examples"], long["epochs"], long["exhausted_at"]) == (318, 2, 54)
+    assert long["shares"] == [[0, 0.37], [54, 0]]
+    assert sorted(problem["id"] for problem in shown["warnings"]) == ["mixture-exhausted", "mixture-repeats"]
+    assert "its 232 rows are repeated 104 times" in " ".join(problem["what"] for problem in shown["warnings"])
+    assert all(problem["severity"] == "warning" for problem in shown["warnings"])
+
+
+def test_show_tells_what_changes_over_the_run(capfd: Capture, write: Write) -> None:
+    """Waypoints, exhaustion, rows that were cut, and rows of one split that stand in another."""
+    waypoints = [{"at": 0.25, "weights": {"rare": 1}}, {"at": 0.75, "weights": {"short": 0}}]
+    changes = {"mixture": {"schedule": waypoints, "max_epochs": 3}, "model.max_length": 20, "schedule.steps": 40}
+    rows = jsonl("rows.jsonl", list(range(40)))
+    splits = dict.fromkeys(("train", "validation", "test"), rows)
+    name = write(**changes, **{"tasks.short.source": {"splits": splits}})
+    assert command(["show", name]) == 0
+    out = " ".join(capfd.readouterr().out.split())
+    assert "by weight, by schedule" in out
+    for words in ("cut", "in 2 splits", "used up", "share from a step on", "step 11", "step 31"):
+        assert words in out
+    assert "tasks.short.source: 40 of 40 rows of validation (100.0%) stand in train too" in out
+    assert "max_epochs is reached in step" in out
+
+
+def test_show_of_many_changes_shows_some(capfd: Capture, write: Write) -> None:
+    waypoints = [{"at": 0.5, "weights": {"rare": 1}}]
+    name = write(mixture={"schedule": waypoints, "between": "linear", "unit": "tokens"}, **{"schedule.steps": 100})
+    assert command(["show", name]) == 0
+    out = capfd.readouterr().out
+    assert "shares of tokens by weight, by schedule in straight lines" in out
+    assert "share from a step on (8 of 51 changes)" in out
+    assert "step 1 " in out and "step 51" in out
+
+
+def test_show_of_a_replay_shows_its_plan(capfd: Capture, write: Write) -> None:
+    entry = {"kind": "weights", "step": 2, "start": 80, "weights": {"short": 1, "long": 0, "rare": 1}, "method": "odm"}
+    Path("plan.jsonl").write_text(json.dumps(entry) + "\n")
+    assert command(["show", write(**{"mixture.replay": "plan.jsonl"}), "--json"]) == 0
+    shown = json.loads(capfd.readouterr().out)
+    assert {task: fact["shares"][1] for task, fact in shown["mixture"].items()} == {
+        "short": [5, 0.5], "long": [5, 0], "rare": [5, 0.5]
+    }  # fmt: skip
 
 
 # Refusals
@@ -194,7 +255,15 @@ def test_wrong_values_by_flag_are_shown_together(name: str, capfd: Capture, writ
     said = refused(capfd, name, write(), *flags)
     assert "--optimizer.lr: must be greater than 0, found -1.0" in said
     assert "--batch.examples: must be at least 1, found 0" in said
-    assert "--tasks.long: labels: names repeat" in said
+    assert "--tasks.long.labels: names repeat" in said
+    flags = ["--mixture.temperature", "0.5", "--tasks.short.weight", "-1", "--tasks.rare.max-epochs", "nan"]
+    said = refused(capfd, name, write(), *flags)
+    assert "--mixture.temperature: must be at least 1, found 0.5\n      fix: set mixture.temperature to 1" in said
+    assert "--tasks.short.weight: must be at least 0, found -1.0" in said
+    assert "--tasks.rare.max_epochs: must be a finite number, found nan" in said
+    said = refused(capfd, name, write(), "--mixture.law", "unimax", "--mixture.temperature", "2")
+    assert "--mixture.temperature: belongs to the law `temperature`, but mixture.law is unimax" in said
+    assert "--mixture.max_epochs: the law `unimax` needs" in said
     assert "could not convert string to float: 'fast'" in refused(capfd, name, write(), "--optimizer.lr", "fast")
     assert "'adam'" in refused(capfd, name, write(), "--optimizer.name", "adam")
 
@@ -205,16 +274,21 @@ def test_wrong_values_by_flag_are_shown_together(name: str, capfd: Capture, writ
         ({"tasks.short.source.txt": "x"}, ["tasks.short.source.txt: unknown key 'txt'. Did you mean `text`?"]),
         ({"optimiser": {}}, ["optimiser: unknown key 'optimiser'. Did you mean `optimizer`?"]),
         ({"tasks.short.kind": "regresion"}, ["tasks.short.kind: must be", "Did you mean `regression`?"]),
-        ({"tasks.short.metrics": ["accuracy"]}, ["tasks.short: metrics ['accuracy'] are not among"]),
+        ({"tasks.short.metrics": ["accuracy"]}, ["tasks.short.metrics: ['accuracy'] are not among"]),
         ({"tasks.short.source.offline": "x"}, ["exactly one of files", "found files, offline"]),
         ({"model.max_length": "x", "seed": -1}, ["max_length: must be a valid integer, found 'x'", "seed: must be"]),
         ({"tasks.long": {"kind": "classification"}}, ["tasks.long.source: is required and missing", "add tasks.long"]),
         ({"tasks": {}}, ["tasks: "]),
+        ({"mixture": {"schedule": [{"at": 0.5, "weights": {"lon": 1}}]}},
+         ["mixture.schedule.0.weights.lon: the recipe has no task 'lon'. Did you mean `long`?",
+          "fix: name one of short, long, rare"]),
+        ({"mixture": {"schedule": [{"at": 0.5, "wights": {}}], "law": "unimx"}},
+         ["unknown key 'wights'. Did you mean `weights`?", "mixture.schedule.0.weights: is required", "`unimax`"]),
     ],
 )  # fmt: skip
 def test_wrong_fields(changes: dict[str, Any], says: list[str], capfd: Capture, write: Write) -> None:
     said = refused(capfd, "train", write(**changes))
-    assert said.count("mine.yaml: ") == len(changes)
+    assert said.count("mine.yaml: ") >= len(changes)
     for part in says:
         assert part in said
 
@@ -301,6 +375,29 @@ def test_data_that_is_not_there(capfd: Capture, write: Write) -> None:
     assert "Did you mean `empty.jsonl`?" in said
 
 
+@pytest.mark.parametrize("name", ["show", "train"])
+def test_caps_that_cannot_fill_the_run(name: str, capfd: Capture, write: Write) -> None:
+    changes = {"mixture.max_epochs": 1, "schedule.steps": 100}
+    said = refused(capfd, name, write(**changes))
+    assert "mixture.max_epochs: the run draws 1,600 examples, max_epochs allows 437: short 232 (232 rows x 1)" in said
+    assert "fix: set tasks.short.max_epochs to 6.02 or more, or schedule.steps to 27 or less" in said
+    assert command(["show", write(**changes, **{"tasks.short.max_epochs": 6.02})]) == 0
+    assert command(["show", write(**{**changes, "schedule.steps": 27})]) == 0
+    capfd.readouterr()
+    said = refused(capfd, name, write(**{"tasks.rare.max_epochs": 0.02}))
+    assert "tasks.rare.max_epochs: 0.02 passes over the 46 rows of rare are less than one row" in said
+
+
+def test_a_schedule_whose_tasks_run_out(capfd: Capture, write: Write) -> None:
+    only_short = {"at": 0, "weights": {"short": 1, "long": 0, "rare": 0}}
+    changes = {"mixture": {"schedule": [only_short, {"at": 0.5, "weights": {}}]}, "schedule.steps": 100}
+    said = refused(capfd, "show", write(**changes, **{"tasks.short.max_epochs": 1}))
+    assert "tasks.short.max_epochs: in step 15 of 100 max_epochs has used up every task with a weight" in said
+    assert "568 more are to be drawn with these weights, up to step 50" in said
+    assert "fix: set tasks.short.max_epochs to 3.45 or more" in said
+    assert command(["show", write(**changes, **{"tasks.short.max_epochs": 3.45})]) == 0
+
+
 def test_a_problem_is_said_once() -> None:
     first, second = Problem("a", "is odd", "make it even"), Problem("b", "is odd", "make it even")
     assert InputError([first, second, first]).problems == [first, second]
@@ -354,7 +451,7 @@ def test_check_with_warnings_only_exits_with_1(capfd: Capture, write: Write, mon
 
     warning = Problem("a.json: b", "is odd", "make it even", "odd", "warning")
     monkeypatch.setattr(check, "check_recipe", lambda *_: [warning])
-    assert command(["check", write()]) == 1
+    assert command(["check", write(**{"schedule.steps": 60})]) == 1
     out = capfd.readouterr().out
     assert "warning" in out
     assert "errors: 0, warnings: 1" in out

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from lmrecipes import recipe as module
 from lmrecipes.recipe import METRICS, Config, Recipe, Source, Task, TaskKind
-from lmrecipes.recipe_files import recipe_from_yaml
+from lmrecipes.recipe_files import problems_of, recipe_from_yaml
 from lmrecipes.run_folder import recipe_yaml
 
 SMALL: dict[str, Any] = {"name": "r", "tasks": {"t": {"kind": "regression", "source": {"files": "x.jsonl"}}}}
@@ -35,7 +35,7 @@ def errors(content: dict[str, Any]) -> list[tuple[str, str]]:
     return [(".".join(map(str, error["loc"])), error["msg"]) for error in caught.value.errors()]
 
 
-PARTS = ["tasks.t", "tasks.t.source"] + [
+PARTS = ["tasks.t", "tasks.t.source", "mixture.adaptive"] + [
     name
     for name, field in Recipe.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
@@ -43,7 +43,9 @@ PARTS = ["tasks.t", "tasks.t.source"] + [
 
 
 def test_every_part_is_tried() -> None:
-    assert len(PARTS) == len(CONFIGS) - 1, "each class but Recipe itself stands in the tree"
+    assert len(PARTS) == len(CONFIGS) - 2, "each class but Recipe itself and Waypoint stands in the tree"
+    (error,) = errors(changed("mixture.schedule", [{"at": 0, "weights": {}, "lrr": 1}]))
+    assert error == ("mixture.schedule.0.lrr", "Extra inputs are not permitted")
 
 
 @pytest.mark.parametrize("part", ["", *PARTS])
@@ -82,6 +84,21 @@ def test_an_unknown_key_is_an_error_at_any_depth(part: str) -> None:
         ("model.dropout", 1),
         ("mixture.temperature", 0.5),
         ("mixture.temperature", float("nan")),
+        ("mixture.unit", "rows"),
+        ("mixture.law", "equal"),
+        ("mixture.max_epochs", 0),
+        ("mixture.max_epochs", float("inf")),
+        ("mixture.size_cap", -1),
+        ("mixture.schedule", [{"at": 1, "weights": {}}]),
+        ("mixture.schedule", [{"at": 0, "weights": {"t": -1}}]),
+        ("mixture.schedule", [{"at": 0, "weights": {"t": float("nan")}}]),
+        ("mixture.between", "cubic"),
+        ("mixture.adaptive.every", 0),
+        ("mixture.adaptive.floor", 1),
+        ("tasks.t.max_epochs", 0),
+        ("loss_weighting.temperature", 0),
+        ("batch.layout", "rows"),
+        ("loader.prefetch", 0),
         ("batch.examples", 0),
         ("batch.examples", 1.5),
         ("batch.micro_examples", 0),
@@ -123,12 +140,101 @@ def test_task_names_that_cannot_be_metric_names(name: str) -> None:
     assert "letters, digits" in message
 
 
+def broken(content: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(field, what, fix) of the rules between fields that do not hold."""
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate(content)
+    found = problems_of(caught.value, "r.yaml")
+    assert {problem.id for problem in found} == {"recipe-rule"}
+    return [(problem.where.removeprefix("r.yaml: "), problem.what, problem.fix) for problem in found]
+
+
+def with_mixture(**mixture: Any) -> dict[str, Any]:
+    return changed("mixture", mixture)
+
+
 def test_messages_of_the_rules_name_what_was_found() -> None:
     assert "found files, function" in errors(changed("tasks.t.source.function", "m:f"))[0][1]
     assert "found none" in errors(changed("tasks.t.source", {}))[0][1]
     assert "['accuracy'] are not among ['spearman'" in errors(changed("tasks.t.metrics", ["accuracy"]))[0][1]
     labels = {"kind": "classification", "source": {"files": "x"}, "labels": ["a", "a"]}
     assert "repeat" in errors(changed("tasks.t", labels))[0][1]
+    assert broken(changed("tasks.t", {**labels, "metrics": ["f2"]})) == [
+        ("tasks.t.metrics", f"['f2'] are not among {list(METRICS['classification'])} of kind classification",
+         "name metrics of that kind"),
+        ("tasks.t.labels", "names repeat in ['a', 'a']", "name each class once"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mixture", "field", "says", "fix"),
+    [
+        ({"law": "temperature"}, "temperature", "needs one", "set mixture.temperature to 1"),
+        ({"law": "unimax", "temperature": 2}, "temperature", "mixture.law is unimax", "remove mixture.temperature"),
+        ({"size_cap": 9}, "size_cap", "mixture.law is explicit", "or set mixture.temperature"),
+        ({"law": "unimax"}, "max_epochs", "passes over a small task", "set mixture.max_epochs"),
+        ({"law": "unimax", "max_epochs": 1, "schedule": [{"at": 0, "weights": {}}]}, "schedule",
+         "fixes the shares", "remove mixture.schedule"),
+        ({"law": "unimax", "max_epochs": 1, "adaptive": {"method": "ado"}}, "adaptive.method",
+         "fixes the shares", "remove mixture.adaptive.method"),
+        ({"replay": "p", "adaptive": {"method": "ado"}}, "replay", "adaptive.method and replay", "remove mixture."),
+        ({"replay": "p", "schedule": [{"at": 0, "weights": {}}]}, "replay", "schedule and replay", "remove mixture."),
+        ({"schedule": [{"at": 0.5, "weights": {}}, {"at": 0.5, "weights": {}}]}, "schedule.1.at",
+         "0.5 comes after 0.5", "set mixture.schedule.1.at above 0.5"),
+        ({"schedule": [{"at": 0.2, "weights": {}}, {"at": 0.5, "weights": {}}, {"at": 0.1, "weights": {}}]},
+         "schedule.2.at", "0.1 comes after 0.5", "above 0.5"),
+        ({"schedule": [{"at": 0.5, "weights": {"tt": 1}}]}, "schedule.0.weights.tt",
+         "no task 'tt'. Did you mean `t`?", "name one of t"),
+        ({"schedule": [{"at": 0.5, "weights": {"t": 0}}]}, "schedule.0.weights", "every weight is 0", "above 0"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_in_a_mixture(mixture: dict[str, Any], field: str, says: str, fix: str) -> None:
+    found = [rule for rule in broken(with_mixture(**mixture)) if rule[0] == f"mixture.{field}"]
+    assert len(found) == 1
+    assert says in found[0][1]
+    assert fix in found[0][2]
+
+
+def test_rules_of_a_mixture_are_collected() -> None:
+    rules = broken(with_mixture(law="proportional", temperature=2, size_cap=9, replay="p", adaptive={"method": "odm"}))
+    assert [field for field, _, _ in rules] == ["mixture.temperature", "mixture.size_cap", "mixture.replay"]
+    waypoints = [{"at": 0, "weights": {"x": 1}}, {"at": 0.5, "weights": {"t": 0, "y": 1}}]
+    rules = broken(with_mixture(schedule=waypoints))
+    assert [field.removeprefix("mixture.schedule.") for field, _, _ in rules] == ["0.weights.x", "1.weights.y"]
+
+
+def test_rules_between_the_mixture_and_the_rest() -> None:
+    zero = changed("tasks.t.weight", 0)
+    assert broken(zero) == [
+        ("tasks", "every weight is 0, so there is nothing to draw", "set tasks.t.weight, or another task's, above 0")
+    ]
+    zero["mixture"] = {"schedule": [{"at": 0, "weights": {"t": 1}}]}
+    Recipe.model_validate(zero)
+    zero["mixture"]["schedule"][0]["at"] = 0.5
+    assert [field for field, _, _ in broken(zero)] == ["tasks"]
+    weighted = {**changed("tasks.t.weight", 2), "mixture": {"law": "unimax", "max_epochs": 1}}
+    ((field, what, fix),) = broken(weighted)
+    assert (field, fix) == ("tasks.t.weight", "remove tasks.t.weight, or choose another mixture.law")
+    assert what.endswith("found 2")
+    adaptive = {**with_mixture(adaptive={"method": "odm"}), "loader": {"prefetch": 9}}
+    assert broken(adaptive)[0][0::2] == ("loader.prefetch", "set loader.prefetch to 8 or less")
+    replay = {**with_mixture(replay="p"), "loss_weighting": {"method": "famo"}}
+    assert broken(replay)[0][0::2] == ("loss_weighting.method", "set loss_weighting.method to static")
+
+
+def test_fixes_name_the_bound() -> None:
+    content = changed("tasks.t.weight", float("nan"))
+    content["mixture"] = {"max_epochs": 0, "temperature": 0.5, "schedule": [{"at": 1.5, "weights": {}}]}
+    content["batch"] = {"examples": "many"}
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate(content)
+    assert [problem.fix for problem in problems_of(caught.value, None)] == [
+        "set tasks.t.weight to a finite number",
+        "set mixture.temperature to 1 or more",
+        "set mixture.max_epochs above 0",
+        "set mixture.schedule.0.at below 1",
+        "set batch.examples to a whole number",
+    ]
 
 
 def test_a_recipe_does_not_change() -> None:
@@ -163,7 +269,11 @@ def full() -> Recipe:
                 },
             },
             "model": {"dropout": None, "pooling": "last"},
-            "mixture": {"temperature": 2.5},
+            "mixture": {
+                "temperature": 2.5,
+                "schedule": [{"at": 0.25, "weights": {"on": 1e-7, "2": 0}}, {"at": 0.5, "weights": {"on": 0}}],
+                "between": "linear",
+            },
             "optimizer": {"lr": 3e-5, "betas": [0.8, 0.95]},
             "evaluation": {"examples": None},
             "seed": 2**32 - 1,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmrecipes.data.encode import EncodedSplit
-from lmrecipes.data.layout import Positions, lay_out
+from lmrecipes.data.layout import Arrangement, Positions, deal
 from lmrecipes.data.mixture import Mixture
 from lmrecipes.models.heads import HeadSpec
 from lmrecipes.planning.batch import BatchPlan
-
-PREFETCH = 2
-"""Steps that are assembled ahead."""
+from lmrecipes.recipe import Loader
 
 
 @dataclass
@@ -32,12 +30,45 @@ class Bucket:
 
     def to(self, device: torch.device) -> Bucket:
         """The same on a device."""
-        ids, mask, types = (
-            part if part is None else part.to(device, non_blocking=True)
-            for part in (self.input_ids, self.mask, self.types)
-        )
-        assert ids is not None
-        return Bucket(ids, mask, types)
+        return Bucket(_to(self.input_ids, device), _to(self.mask, device), _to(self.types, device))
+
+
+@dataclass
+class Packed:
+    """Texts end to end in rows, all int64.
+
+    input_ids, types, positions: [rows, width]; positions start at 0 with each text. documents: [rows, width], number
+    of the text in the micro-batch, -1 for padding. real: [tokens], places of the texts' tokens in the flattened rows,
+    None where all are. lengths: [texts]; longest: the largest of them.
+    """
+
+    input_ids: Tensor
+    types: Tensor | None
+    positions: Tensor
+    documents: Tensor
+    real: Tensor | None
+    lengths: Tensor
+    longest: int
+
+    def to(self, device: torch.device) -> Packed:
+        """The same on a device."""
+        return Packed(
+            _to(self.input_ids, device), _to(self.types, device), _to(self.positions, device),
+            _to(self.documents, device), _to(self.real, device), _to(self.lengths, device), self.longest,
+        )  # fmt: skip
+
+
+Texts = list[Bucket] | Packed
+"""A micro-batch's texts: rectangles, or rows of several texts."""
+
+
+def texts_to(texts: Texts, device: torch.device) -> Texts:
+    """The same on a device."""
+    return texts.to(device) if isinstance(texts, Packed) else [bucket.to(device) for bucket in texts]
+
+
+def _to(part: Any, device: torch.device) -> Any:
+    return part if part is None else part.to(device, non_blocking=True)
 
 
 @dataclass
@@ -55,24 +86,19 @@ class TaskRows:
 
     def to(self, device: torch.device) -> TaskRows:
         """The same on a device."""
-        return TaskRows(
-            self.rows.to(device, non_blocking=True),
-            self.targets.to(device, non_blocking=True),
-            self.scale,
-            self.examples,
-        )
+        return TaskRows(_to(self.rows, device), _to(self.targets, device), self.scale, self.examples)
 
 
 @dataclass
 class MicroBatch:
     """What one rank computes in one forward and backward."""
 
-    buckets: list[Bucket]
+    texts: Texts
     tasks: dict[str, TaskRows]
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on a device."""
-        return MicroBatch([b.to(device) for b in self.buckets], {t: rows.to(device) for t, rows in self.tasks.items()})
+        return MicroBatch(texts_to(self.texts, device), {task: rows.to(device) for task, rows in self.tasks.items()})
 
 
 @dataclass
@@ -86,9 +112,12 @@ class Step:
 
 
 class Batcher:
-    """Turns (task, row) pairs into micro-batches. `specs` and `splits` are by task, in the recipe's order."""
+    """Turns (task, row) pairs into micro-batches. `specs` and `splits` are by task, in the recipe's order.
 
-    def __init__(self, splits: dict[str, EncodedSplit], specs: dict[str, HeadSpec], scales: dict[str, float]) -> None:
+    splits: `EncodedSplit`s, or what has their `tokens`, `offsets`, `types` and `targets`.
+    """
+
+    def __init__(self, splits: dict[str, Any], specs: dict[str, HeadSpec], scales: dict[str, float]) -> None:
         self.names = list(splits)
         self.splits = list(splits.values())
         self.specs, self.scales = specs, scales
@@ -97,20 +126,21 @@ class Batcher:
         """Tokens of each example, [k]."""
         out = np.empty(len(rows), np.int64)
         for number, split in enumerate(self.splits):
-            chosen = tasks == number
-            out[chosen] = split.lengths[rows[chosen]]
+            chosen = np.flatnonzero(tasks == number)
+            out[chosen] = split.offsets[rows[chosen] + 1] - split.offsets[rows[chosen]]
         return out
 
     def micro_batch(
         self,
-        buckets: list[Positions],
+        parts: list[Positions],
         tasks: NDArray[np.int16],
         rows: NDArray[np.int64],
         elements: dict[str, int],
+        arrangement: Arrangement,
     ) -> MicroBatch:
-        """Assemble the examples at `buckets`' positions; `elements` are the whole step's loss denominators."""
-        made = [self.bucket(bucket, tasks, rows) for bucket in buckets]
-        places = np.concatenate([bucket if len(bucket) else [-1] for bucket in buckets])  # -1: a dummy text
+        """Assemble the examples at the positions of `parts`; `elements` are the whole step's loss denominators."""
+        texts = self.texts(parts, tasks, rows, arrangement)
+        places = np.concatenate([part if len(part) else [-1] for part in parts] or [[-1]])  # -1: a dummy text
         task_of = np.where(places >= 0, tasks[places], -1)
         by_task = {}
         for number, (name, split) in enumerate(zip(self.names, self.splits, strict=True)):
@@ -121,55 +151,118 @@ class Batcher:
                 targets, scale = np.zeros_like(split.targets[:1]), 0.0
             chosen = mine if len(mine) else np.zeros(1, np.int64)
             by_task[name] = TaskRows(torch.from_numpy(chosen), torch.from_numpy(targets), scale, len(mine))
-        return MicroBatch(made, by_task)
+        return MicroBatch(texts, by_task)
+
+    def texts(
+        self, parts: list[Positions], tasks: NDArray[np.int16], rows: NDArray[np.int64], arrangement: Arrangement
+    ) -> Texts:
+        """The examples at the positions of `parts`, which `arrangement` cut."""
+        if arrangement.layout == "packed":
+            return self.packed(parts, tasks, rows, arrangement)
+        return [self.bucket(part, tasks, rows) for part in parts or [np.zeros(0, np.int64)]]
 
     def bucket(self, positions: Positions, tasks: NDArray[np.int16], rows: NDArray[np.int64]) -> Bucket:
         """The texts at `positions` as one rectangle; no texts give one dummy token, so that every rank has work."""
         if len(positions) == 0:
             return Bucket(torch.zeros(1, 1, dtype=torch.int64), None, None)
-        lengths = self.lengths(tasks[positions], rows[positions])
-        ids = np.zeros((len(positions), lengths.max()), np.int64)
-        types = np.zeros_like(ids)
-        paired = False
-        for i, position in enumerate(positions):
-            split, row = self.splits[tasks[position]], rows[position]
-            text = slice(split.offsets[row], split.offsets[row + 1])
-            ids[i, : lengths[i]] = split.tokens[text]
-            if split.types is not None:
-                paired = True
-                types[i, : lengths[i]] = split.types[text]
-        mask = np.arange(ids.shape[1]) < lengths[:, None]
+        tokens, types, lengths = self._end_to_end(tasks[positions], rows[positions])
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        if mask.all():
+            return Bucket(_tensor(tokens, mask.shape), None, None if types is None else _tensor(types, mask.shape))
         return Bucket(
-            torch.from_numpy(ids),
-            None if mask.all() else torch.from_numpy(mask.astype(np.int64)),
-            torch.from_numpy(types) if paired else None,
+            _spread(tokens, mask),
+            torch.from_numpy(mask.astype(np.int64)),
+            None if types is None else _spread(types, mask),
         )
+
+    def packed(
+        self, parts: list[Positions], tasks: NDArray[np.int16], rows: NDArray[np.int64], arrangement: Arrangement
+    ) -> Packed:
+        """One row for each part, as wide as `arrangement` says."""
+        places = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        if len(places) == 0:
+            zero = torch.zeros(1, 1, dtype=torch.int64)
+            return Packed(zero, None, zero, zero, None, zero[0] + 1, 1)
+        tokens, types, lengths = self._end_to_end(tasks[places], rows[places])
+        ends = np.cumsum(lengths)
+        positions = np.arange(len(tokens)) - np.repeat(ends - lengths, lengths)
+        documents = np.repeat(np.arange(len(places)), lengths)
+        used = np.diff(ends[np.cumsum([len(part) for part in parts if len(part)]) - 1], prepend=0)
+        real = np.arange(arrangement.row(int(lengths.max())) or len(tokens)) < used[:, None]
+        return Packed(
+            _spread(tokens, real),
+            None if types is None else _spread(types, real),
+            _spread(positions, real),
+            _spread(documents, real, -1),
+            None if real.all() else torch.from_numpy(np.flatnonzero(real)),
+            torch.from_numpy(lengths),
+            int(lengths.max()),
+        )
+
+    def _end_to_end(
+        self, tasks: NDArray[np.int16], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int32], NDArray[np.uint8] | None, NDArray[np.int64]]:
+        """Token ids of the texts one after the other, their segments (None: all 0), and the texts' lengths."""
+        lengths = self.lengths(tasks, rows)
+        first = np.cumsum(lengths) - lengths
+        tokens, types = np.empty(lengths.sum(), np.int32), None
+        for number in np.unique(tasks):
+            split, mine = self.splits[number], np.flatnonzero(tasks == number)
+            within = np.arange(lengths[mine].sum()) - np.repeat(np.cumsum(lengths[mine]) - lengths[mine], lengths[mine])
+            source = np.repeat(split.offsets[rows[mine]], lengths[mine]) + within
+            target = np.repeat(first[mine], lengths[mine]) + within
+            tokens[target] = split.tokens[source]
+            if split.types is not None:
+                types = np.zeros(len(tokens), np.uint8) if types is None else types
+                types[target] = split.types[source]
+        return tokens, types, lengths
+
+
+def _tensor(values: NDArray[Any], shape: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(values.astype(np.int64).reshape(shape))
+
+
+def _spread(values: NDArray[Any], real: NDArray[np.bool_], padding: int = 0) -> Tensor:
+    """The values at the true places, row by row; int64."""
+    out = np.full(real.shape, padding, np.int64)
+    out[real] = values
+    return torch.from_numpy(out)
 
 
 class TrainingStream:
-    """Steps of the global stream as this rank sees them, assembled ahead by one background thread."""
+    """Steps of the global stream as this rank sees them. `mixture` may be replaced between steps by one that gives the
+    same samples for all steps that are already under way."""
 
-    def __init__(self, batcher: Batcher, mixture: Mixture, plan: BatchPlan, buckets: int, rank: int) -> None:
-        self.batcher, self.mixture, self.plan, self.buckets, self.rank = batcher, mixture, plan, buckets, rank
+    def __init__(
+        self, batcher: Batcher, mixture: Mixture, plan: BatchPlan, arrangement: Arrangement, rank: int, loader: Loader
+    ) -> None:
+        self.batcher, self.mixture, self.plan, self.arrangement = batcher, mixture, plan, arrangement
+        self.rank, self.loader = rank, loader
 
-    def step(self, number: int) -> Step:
+    def step(self, number: int, mixture: Mixture | None = None) -> Step:
         """Step `number` (from 0): global samples number * examples up to (number + 1) * examples."""
         first = number * self.plan.examples
-        tasks, rows = self.mixture.at(np.arange(first, first + self.plan.examples))
+        tasks, rows = (mixture or self.mixture).at(np.arange(first, first + self.plan.examples))
         lengths = self.batcher.lengths(tasks, rows)
         counts = np.bincount(tasks, minlength=len(self.batcher.names))
         tokens = np.bincount(tasks, weights=lengths, minlength=len(self.batcher.names)).astype(np.int64)
         examples = dict(zip(self.batcher.names, counts.tolist(), strict=True))
         elements = {name: self.batcher.specs[name].elements(n) for name, n in examples.items()}
-        layout = lay_out(lengths, self.plan, self.buckets)
-        micros = [self.batcher.micro_batch(m, tasks, rows, elements) for m in layout.positions[self.rank]]
+        micros = [
+            self.batcher.micro_batch(self.arrangement.parts(m, lengths), tasks, rows, elements, self.arrangement)
+            for m in deal(lengths, self.plan)[self.rank]
+        ]
         return Step(micros, examples, dict(zip(self.batcher.names, tokens.tolist(), strict=True)), elements)
 
     def steps(self, start: int, stop: int) -> Iterator[Step]:
-        """Steps start..stop-1 in order."""
-        with ThreadPoolExecutor(1, "batches") as pool:
-            ahead: list[Any] = [pool.submit(self.step, n) for n in range(start, min(start + PREFETCH, stop))]
+        """Steps start..stop-1 in order, assembled ahead by threads, or where `loader.workers` is 0 when asked for."""
+        if self.loader.workers == 0:
             for number in range(start, stop):
-                if number + PREFETCH < stop:
-                    ahead.append(pool.submit(self.step, number + PREFETCH))
-                yield ahead.pop(0).result()
+                yield self.step(number, self.mixture)
+            return
+        with ThreadPoolExecutor(self.loader.workers, "batches") as pool:
+            ahead: deque[Future[Step]] = deque()
+            for number in range(start, stop):
+                while len(ahead) <= self.loader.prefetch and number + len(ahead) < stop:
+                    ahead.append(pool.submit(self.step, number + len(ahead), self.mixture))
+                yield ahead.popleft().result()

@@ -2,7 +2,8 @@
 
 A task's folder holds, for each split, `<split>.tokens.npy` (int32, all texts end to end), `<split>.offsets.npy` (int64
 [n + 1]), `<split>.targets.npy` and, for text pairs, `<split>.types.npy` (uint8 segment of each token); `meta.json` says
-the labels and counts. The folder is written under a temporary name and renamed: it is complete or absent.
+the labels and counts. The folder is written under a temporary name and renamed: it is complete or absent. Rows stream
+through: one block is read and checked while the one before is tokenised on all cores and appended to the files.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -22,91 +23,26 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lmrecipes.assets import cache_root, resolve_model
-from lmrecipes.data.permutation import hash_key, hash_uniform
-from lmrecipes.data.sources import SPLITS, read_rows, source_state
-from lmrecipes.data.targets import Examples, TaskData, build_task_data
-from lmrecipes.files import sync_folder
+from lmrecipes.data.duplicates import DuplicateCounter
+from lmrecipes.data.encoded import EncodedSplit, EncodedTask
+from lmrecipes.data.sources import SPLITS, open_rows, source_state
+from lmrecipes.data.targets import CheckedRows, Piece, TaskData, collect
+from lmrecipes.data.writer import SplitWriter, Tokenised
+from lmrecipes.files import sync_folder, sync_tree
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe import Recipe, Task
 
-ENCODING_VERSION = 2
-"""Part of every fingerprint: raise it when this module or `targets` writes something else from the same input."""
+ENCODING_VERSION = 3
+"""Part of every fingerprint: raise it when other files come of the same input."""
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
-CHUNK = 2000
-"""Texts tokenised at once, between two moves of the progress bar."""
-
 Tokenizer = Any
-
-
-@dataclass(frozen=True)
-class EncodedSplit:
-    """One split of one task, memory-mapped."""
-
-    folder: Path
-    split: str
-
-    @cached_property
-    def tokens(self) -> NDArray[np.int32]:
-        """All token ids, end to end."""
-        return self._load("tokens")
-
-    @cached_property
-    def offsets(self) -> NDArray[np.int64]:
-        """[n + 1]: text i is tokens[offsets[i]:offsets[i + 1]]."""
-        return self._load("offsets")
-
-    @cached_property
-    def targets(self) -> NDArray[Any]:
-        """float32 [n], int32 [n] or uint8 [n, labels]."""
-        return self._load("targets")
-
-    @cached_property
-    def types(self) -> NDArray[np.uint8] | None:
-        """Segment of each token, for text pairs."""
-        return self._load("types") if (self.folder / f"{self.split}.types.npy").exists() else None
-
-    @cached_property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each text, [n]."""
-        return np.diff(self.offsets)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def sample(self, most: int | None, purpose: str) -> NDArray[np.int64]:
-        """Row numbers in order: all, or the `most` of smallest hash; the same rows for every recipe and seed."""
-        rows = np.arange(len(self), dtype=np.int64)
-        if most is None or most >= len(rows):
-            return rows
-        return np.sort(np.argsort(hash_uniform(hash_key(purpose, self.split), rows), kind="stable")[:most])
-
-    def _load(self, part: str) -> NDArray[Any]:
-        return np.asarray(np.load(self.folder / f"{self.split}.{part}.npy", mmap_mode="r"))  # slices faster than memmap
-
-
-@dataclass(frozen=True)
-class EncodedTask:
-    """A task ready to be trained on. counts[split]: rows, tokens, truncated."""
-
-    name: str
-    task: Task
-    labels: tuple[str, ...]
-    skipped: int
-    counts: dict[str, dict[str, int]]
-    splits: dict[str, EncodedSplit]
-
-    @property
-    def train(self) -> EncodedSplit:
-        """The training split."""
-        return self.splits["train"]
 
 
 def encode_tasks(recipe: Recipe, progress: bool = True) -> dict[str, EncodedTask]:
@@ -128,14 +64,9 @@ def encode_tasks(recipe: Recipe, progress: bool = True) -> dict[str, EncodedTask
     return encoded
 
 
-def training_rows(tasks: dict[str, EncodedTask]) -> dict[str, int]:
-    """Rows of each task's training split."""
-    return {name: len(task.train) for name, task in tasks.items()}
-
-
 def task_texts(recipe: Recipe) -> dict[str, TaskData]:
     """The checked texts and targets of every task, before tokenising (for baselines that read text)."""
-    return {name: build_task_data(name, task, read_rows(name, task)) for name, task in recipe.tasks.items()}
+    return {name: collect(name, task, open_rows(name, task)) for name, task in recipe.tasks.items()}
 
 
 class _LazyTokenizer:
@@ -193,19 +124,25 @@ def _encode_task(
     name: str, task: Task, recipe: Recipe, tokenizer_state: list[Any], load: _LazyTokenizer, progress: bool
 ) -> EncodedTask:
     max_length = task.max_length or recipe.model.max_length
-    decides = [ENCODING_VERSION, source_state(task.source), task.kind, task.labels, max_length, tokenizer_state]
+    state = source_state(task.source)
+    decides = [ENCODING_VERSION, state, task.kind, task.labels, max_length, tokenizer_state]
     fingerprint = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_root() / "encoded" / fingerprint
     if not (folder / "meta.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not (folder / "meta.json").exists():
-                data = build_task_data(name, task, read_rows(name, task))
+                checked = CheckedRows(name, task, open_rows(name, task))
                 _check_max_length(f"tasks.{name}" if task.max_length else "model", max_length, load.tokenizer)
-                _write_task(folder, name, data, load.tokenizer, max_length, progress)
+                with _written_at_once(folder) as partial:
+                    _write_task(partial, name, checked, load.tokenizer, max_length, progress)
+                    if source_state(task.source) != state:
+                        what = "its files changed while they were read"
+                        raise InputError(Problem(f"tasks.{name}.source", what, "start again", "source-changed"))
     meta = json.loads((folder / "meta.json").read_text())
     splits = {split: EncodedSplit(folder, split) for split in SPLITS}
-    return EncodedTask(name, task, tuple(meta["labels"]), meta["skipped"], meta["counts"], splits)
+    labels = tuple(meta["labels"])
+    return EncodedTask(name, task, labels, meta["skipped"], meta["counts"], meta["duplicates"], splits)
 
 
 def _check_max_length(where: str, max_length: int, tokenizer: Tokenizer) -> None:
@@ -215,65 +152,125 @@ def _check_max_length(where: str, max_length: int, tokenizer: Tokenizer) -> None
         raise InputError(Problem(f"{where}.max_length", what, fix, "max-length"))
 
 
-def _write_task(folder: Path, name: str, data: TaskData, tokenizer: Tokenizer, max_length: int, progress: bool) -> None:
-    """Called under the folder's lock: what a killed process left is no one's."""
+@contextmanager
+def _written_at_once(folder: Path) -> Iterator[Path]:
+    """A folder to write in, which becomes `folder` if no error comes. The caller holds the folder's lock.
+
+    What a killed process left is no one's, and removed first.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     for left in (partial, folder):
         shutil.rmtree(left, ignore_errors=True)
     partial.mkdir()
     try:
-        counts = {}
-        with _progress_bar(f"encoding {name}", sum(len(s) for s in data.splits.values()), progress) as advance:
-            for split, examples in data.splits.items():
-                where = f"tasks.{name}.source"
-                counts[split] = _write_split(partial, where, split, examples, tokenizer, max_length, advance)
-        meta = {"labels": data.labels, "skipped": data.skipped, "counts": counts, "task": name}
-        (partial / "meta.json").write_text(json.dumps(meta, indent=1))
-        for path in partial.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        sync_folder(partial)
+        yield partial
+        sync_tree(partial)
         partial.rename(folder)
         sync_folder(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_split(
-    folder: Path, where: str, split: str, examples: Examples, tokenizer: Tokenizer, max_length: int,
-    advance: Callable[[int], None],
-) -> dict[str, int]:  # fmt: skip
-    lengths, truncated = [0], 0
-    ids: list[NDArray[np.int32]] = []
-    types: list[NDArray[np.uint8]] = []
-    for start in range(0, len(examples), CHUNK):
-        texts = examples.texts[start : start + CHUNK]
-        pairs = examples.pairs[start : start + CHUNK] if examples.pairs is not None else None
-        encoding = tokenizer(
-            texts, pairs, truncation=True, max_length=max_length, return_token_type_ids=pairs is not None
-        )
-        ids.append(np.fromiter(chain.from_iterable(encoding["input_ids"]), np.int32))
-        lengths.extend(map(len, encoding["input_ids"]))
-        if pairs is not None:
-            types.append(np.fromiter(chain.from_iterable(encoding["token_type_ids"]), np.uint8))
-        truncated += sum(bool(one.overflowing) for one in encoding.encodings)
-        advance(len(texts))
-    if 0 in lengths[1:]:
-        text = examples.joined(lengths.index(0, 1) - 1)
-        what = f"the tokenizer finds no token in {lengths[1:].count(0)} text(s) of the {split} split, such as {text!r}"
-        raise InputError(Problem(f"{where}.text", what, "leave these rows out of the source", "text-no-token"))
-    np.save(folder / f"{split}.tokens.npy", np.concatenate(ids))
-    np.save(folder / f"{split}.offsets.npy", np.cumsum(lengths, dtype=np.int64))
-    np.save(folder / f"{split}.targets.npy", examples.targets)
-    if types:
-        np.save(folder / f"{split}.types.npy", np.concatenate(types))
-    return {"rows": len(examples), "tokens": sum(lengths), "truncated": truncated}
+def _write_task(
+    folder: Path, name: str, checked: CheckedRows, tokenizer: Tokenizer, max_length: int, progress: bool
+) -> None:
+    source = checked.task.source
+    writers = {split: SplitWriter(folder, split, checked.task.kind, source.text_pair is not None) for split in SPLITS}
+    duplicates = DuplicateCounter(folder, SPLITS)
+    tokenless = _Tokenless()
+
+    def write(pieces: dict[str, Piece]) -> None:
+        for split, piece in pieces.items():
+            texts = tokenise(tokenizer, piece.texts, piece.pairs, max_length)
+            tokenless.look(split, piece, texts)
+            writers[split].append(texts, piece.values)
+            duplicates.add(split, piece.keys)
+
+    bar = progress_in_rows(f"encoding {name}", checked.total, progress)
+    with bar as advance, _all_cores(), ThreadPoolExecutor(1, "tokenise") as pool:
+        writing = pool.submit(write, {})
+        for rows, pieces in checked.blocks():  # in this thread: a user's function may depend on where it runs
+            writing.result()
+            writing = pool.submit(write, pieces)
+            advance(rows)
+        writing.result()
+    checked.finish()
+    tokenless.finish(f"{checked.where}.text")
+    final = checked.reader.final
+    meta = {
+        "task": name,
+        "labels": checked.reader.names,
+        "skipped": checked.skipped,
+        "counts": {split: writer.close(final) for split, writer in writers.items()},
+        "duplicates": duplicates.count(),
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1))
+
+
+def tokenise(tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_length: int) -> Tokenised:
+    """Tokens of some texts (or pairs of texts), each cut to `max_length`.
+
+    The same ids as `tokenizer(texts, pairs, truncation=True, max_length=max_length)`, at half the cost for short texts:
+    that call also makes Python lists of masks, and notes where in the text each token stands.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
+    encodings = backend.encode_batch_fast(texts if pairs is None else list(zip(texts, pairs, strict=True)))
+    ids = [encoding.ids for encoding in encodings]
+    types = None if pairs is None else chain.from_iterable(encoding.type_ids for encoding in encodings)
+    return Tokenised(
+        np.fromiter(chain.from_iterable(ids), np.int32),
+        np.fromiter(map(len, ids), np.int64, len(ids)),
+        None if types is None else np.fromiter(types, np.uint8),
+        sum(bool(encoding.overflowing) for encoding in encodings),
+    )
+
+
+class _Tokenless:
+    """Texts in which the tokenizer finds no token: how many in each split, and one of them."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[int, str]] = {}
+
+    def look(self, split: str, piece: Piece, texts: Tokenised) -> None:
+        """Note those of a piece."""
+        empty = np.flatnonzero(texts.lengths == 0)
+        if len(empty):
+            first = piece.texts[empty[0]] + (f" {piece.pairs[empty[0]]}" if piece.pairs is not None else "")
+            count, example = self.found.get(split, (0, first))
+            self.found[split] = count + len(empty), example
+
+    def finish(self, where: str) -> None:
+        """Raise InputError where there are any."""
+        for split, (count, text) in self.found.items():
+            what = f"the tokenizer finds no token in {count} text(s) of the {split} split, such as {text!r}"
+            raise InputError(Problem(where, what, "leave these rows out of the source", "text-no-token"))
 
 
 @contextmanager
-def _progress_bar(title: str, total: int, show: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error; yields the function that moves it."""
+def _all_cores() -> Iterator[None]:
+    """Tokenise on all cores (or RAYON_NUM_THREADS) meanwhile. TOKENIZERS_PARALLELISM=false, which says otherwise, is
+    there for processes that fork afterwards."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+@contextmanager
+def progress_in_rows(title: str, total: int | None, show: bool = True) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error, in rows; yields the function that moves it."""
     console = Console(file=sys.stderr)
-    with Progress(console=console, transient=True, disable=not (show and console.is_terminal)) as bar:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal)) as bar:
         task = bar.add_task(title, total=total)
         yield lambda n: bar.advance(task, n)

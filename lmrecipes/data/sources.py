@@ -1,20 +1,18 @@
-"""Sources -> rows. Reads the columns that a task needs from files, `datasets`, a function or the offline data."""
+"""Sources -> streams of rows: of files, `datasets`, a function or the offline data, the columns that a task needs."""
 
 from __future__ import annotations
 
-import csv
-import glob
 import importlib.util
-import json
 import logging
 import os
 import sys
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from lmrecipes.data.row_files import matching, open_files
+from lmrecipes.data.rows import Rows, RowStream, in_blocks, require_columns, rows_of_a_block, wanted_columns
 from lmrecipes.problems import InputError, Problem, did_you_mean, listing
 from lmrecipes.recipe import Source, Task
 
@@ -23,45 +21,26 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 WHOLE = "all"
 """Name of the rows of a source that has no splits of its own."""
-CSV_BLOCK = 2**24
-"""Bytes of a CSV file that are parsed at once; a single row must fit."""
-
-Columns = dict[str, list[Any]]
 
 
-@dataclass
-class Rows:
-    """The needed columns of one split; `origin(i)` tells a person where row i stands."""
+def open_rows(name: str, task: Task) -> dict[str, RowStream]:
+    """The rows of a task by split (`all` where the source has none), to be read once.
 
-    texts: list[Any] = field(default_factory=list)
-    pairs: list[Any] | None = None
-    labels: list[Any] = field(default_factory=list)
-    groups: list[Any] | None = None
-    origin: Callable[[int], str] = lambda i: f"row {i}"
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def extend(self, columns: Columns, source: Source) -> None:
-        """Append the columns that `source` names."""
-        self.texts += columns[source.text]
-        self.labels += columns[source.label]
-        if source.text_pair is not None:
-            self.pairs = [] if self.pairs is None else self.pairs
-            self.pairs += columns[source.text_pair]
-        if source.group is not None:
-            self.groups = [] if self.groups is None else self.groups
-            self.groups += columns[source.group]
-
-
-def read_rows(name: str, task: Task) -> dict[str, Rows]:
-    """Rows of a task by split (`all` where the source has none). Raises InputError naming file, column and fix."""
+    The first block of each split is read here, so that most mistakes show before the work begins. Raises InputError
+    naming file, column and fix; so does reading on.
+    """
     where = f"tasks.{name}.source"
-    by_split = _read(task.source, where)
-    if empty := [split for split, rows in by_split.items() if len(rows) == 0]:
+    by_split = {split: _begun(stream) for split, stream in _open(task.source, where).items()}
+    if empty := [split for split, stream in by_split.items() if stream is None]:
         what = "has no rows" if empty == [WHOLE] else f"has no rows in the split(s) {', '.join(empty)}"
         raise InputError(Problem(where, what, "give a source that has some", "source-empty"))
-    return by_split
+    return {split: stream for split, stream in by_split.items() if stream is not None}
+
+
+def _begun(stream: RowStream) -> RowStream | None:
+    """The same stream with its first block read; None where there is none."""
+    first = next(stream.blocks, None)
+    return None if first is None else RowStream(chain([first], stream.blocks), stream.total)
 
 
 def source_state(source: Source) -> list[Any]:
@@ -71,7 +50,7 @@ def source_state(source: Source) -> list[Any]:
     on the hub only the name.
     """
     patterns = [source.files] if source.files else list((source.splits or {}).values())
-    paths = [path for pattern in patterns for path in _matching(pattern)]
+    paths = [path for pattern in patterns for path in matching(pattern)]
     if source.dataset and Path(source.dataset).is_dir():
         paths = [path for path in Path(source.dataset).rglob("*") if path.is_file()]
     if source.function and (module := _module_file(source.function.partition(":")[0])):
@@ -88,11 +67,11 @@ def source_state(source: Source) -> list[Any]:
     return state
 
 
-def _read(source: Source, where: str) -> dict[str, Rows]:
+def _open(source: Source, where: str) -> dict[str, RowStream]:
     if source.files is not None:
-        return {WHOLE: _read_files(source.files, source, f"{where}.files")}
+        return {WHOLE: open_files(source.files, source, f"{where}.files")}
     if source.splits is not None:
-        return {split: _read_files(path, source, f"{where}.splits.{split}") for split, path in source.splits.items()}
+        return {split: open_files(path, source, f"{where}.splits.{split}") for split, path in source.splits.items()}
     if source.offline is not None:
         return {WHOLE: _from_dicts(_load_offline(source.offline, f"{where}.offline"), source, where, source.offline)}
     if source.function is not None:
@@ -101,188 +80,42 @@ def _read(source: Source, where: str) -> dict[str, Rows]:
     return _by_split(_load_dataset(source.dataset, f"{where}.dataset"), source, where, source.dataset)
 
 
-def _matching(pattern: str) -> list[Path]:
-    """The files that a path or a glob names, sorted."""
-    path = Path(pattern).expanduser()
-    if path.exists() or not glob.has_magic(pattern):
-        return [path] if path.is_file() else []
-    found = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes hidden files and no absolute pattern
-    return sorted(Path(name) for name in found if Path(name).is_file())
+def _from_dicts(dicts: Iterable[Any], source: Source, where: str, title: str) -> RowStream:
+    def checked() -> Iterator[tuple[int, int, Mapping[str, Any]]]:
+        for number, row in enumerate(dicts):
+            if not isinstance(row, Mapping):
+                what = f"{title} row {number} is a {type(row).__name__}, not a dictionary"
+                raise InputError(Problem(where, what, "yield dictionaries of column and value", "row-type"))
+            if number == 0:
+                require_columns(row, source, where, title)
+            yield number, sum(len(value) for value in row.values() if isinstance(value, str)), row
+
+    total = len(dicts) if isinstance(dicts, Sized) else None
+    return RowStream(in_blocks(checked(), source, lambda number: f"{title} row {number}"), total)
 
 
-def _read_files(pattern: str, source: Source, where: str) -> Rows:
-    paths = _matching(pattern)
-    if not paths:
-        raise InputError(_no_file(pattern, where))
-    rows = Rows()
-    starts, places = [], []
-    for path in paths:
-        reader = _READERS.get(path.suffix.lower())
-        if reader is None:
-            what = f"{path}: unknown format {path.suffix!r}" if path.suffix else f"{path}: a name without a suffix"
-            raise InputError(Problem(where, what, f"use one of {listing(list(_READERS))}", "file-format"))
-        columns, place = reader(path, source, where)
-        starts.append(len(rows))
-        places.append(place)
-        rows.extend(columns, source)
+def _from_dataset(dataset: Any, source: Source, where: str, title: str) -> RowStream:
+    """Rows of a `datasets.Dataset`, in slices. Where labels are a `ClassLabel`, -1 says that there is none."""
+    require_columns(dataset.column_names, source, where, title)
+    table = dataset.with_format(None).select_columns(wanted_columns(source))
+    marks_missing = hasattr(dataset.features[source.label], "names")
+    step = rows_of_a_block(table.data.nbytes, table.data.num_rows)
 
-    def origin(i: int) -> str:
-        part = bisect_right(starts, i) - 1
-        return f"{paths[part]} {places[part](i - starts[part])}"
+    def blocks() -> Iterator[Rows]:
+        for start in range(0, len(table), step):
+            columns = dict(table[start : start + step])
+            if marks_missing:
+                columns[source.label] = [None if label == -1 else label for label in columns[source.label]]
+            numbers = range(start, start + len(columns[source.label]))
+            yield Rows.of(columns, source, numbers, lambda number: f"{title} row {number}")
 
-    rows.origin = origin
-    return rows
+    return RowStream(blocks(), len(table))
 
 
-def _no_file(pattern: str, where: str) -> Problem:
-    path = Path(pattern).expanduser()
-    if path.is_dir():
-        return Problem(where, f"{pattern!r} is a folder", f"give a file or a glob: {pattern}/*.jsonl", "file-missing")
-    near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
-    what = f"no file {pattern!r} (relative to {Path.cwd()}).{near}"
-    return Problem(where, what, "give the path of a file", "file-missing")
-
-
-def _columns_of(source: Source) -> dict[str, str]:
-    """Column by the role it plays, which is the name of the source's field."""
-    roles = {"text": source.text, "text_pair": source.text_pair, "label": source.label, "group": source.group}
-    return {role: column for role, column in roles.items() if column is not None}
-
-
-def _wanted(source: Source) -> list[str]:
-    """The columns to read, each once."""
-    return list(dict.fromkeys(_columns_of(source).values()))
-
-
-def _require_columns(found: Iterable[str], source: Source, where: str, title: str) -> None:
-    names = [str(name) for name in found]
-    base = where.partition(".source")[0] + ".source"
-    problems = []
-    for role, column in _columns_of(source).items():
-        if column not in names:
-            what = f"{title} has no column {column!r}; it has {listing(names)}.{did_you_mean(column, names)}"
-            problems.append(Problem(f"{base}.{role}", what, f"set {base}.{role} to a column", "column-missing"))
-        elif names.count(column) > 1:
-            what = f"{title} has {names.count(column)} columns {column!r}"
-            problems.append(Problem(f"{base}.{role}", what, "rename all but one", "column-repeated"))
-    if problems:
-        raise InputError(problems)
-
-
-def _broken(where: str, what: str, fix: str = "repair the file") -> InputError:
-    return InputError(Problem(where, what, fix, "file-broken"))
-
-
-Place = Callable[[int], str]
-"""Where the i-th row of a file stands."""
-
-
-def _read_jsonl(path: Path, source: Source, where: str) -> tuple[Columns, Place]:
-    wanted = _wanted(source)
-    columns: Columns = {column: [] for column in wanted}
-    numbers: list[int] = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not (line := line.strip()):
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise _broken(where, f"{path} line {number}: {error.msg} (column {error.colno})") from None
-            except UnicodeDecodeError as error:
-                raise _broken(where, f"{path} line {number}: not UTF-8 ({error.reason})") from None
-            if not isinstance(row, dict):
-                what = f"{path} line {number}: not a JSON object but a {type(row).__name__}"
-                raise _broken(where, what, "write one JSON object a line")
-            if not numbers:
-                _require_columns(row, source, where, str(path))
-            numbers.append(number)
-            for column in wanted:
-                columns[column].append(row.get(column))
-    return columns, lambda i: f"line {numbers[i]}"
-
-
-def _read_csv(path: Path, source: Source, where: str) -> tuple[Columns, Place]:
-    """All cells are read as text: what a label means is the task's business, not a guess from the first rows."""
-    import pyarrow as pa
-    from pyarrow import csv as arrow_csv
-
-    wanted = _wanted(source)
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            header = next(csv.reader(stream, delimiter=delimiter), None)
-        if header is None:
-            return {column: [] for column in wanted}, str
-        _require_columns(header, source, where, str(path))
-        table = arrow_csv.read_csv(
-            path,
-            read_options=arrow_csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK),  # one thread counts the rows
-            parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=arrow_csv.ConvertOptions(
-                include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False
-            ),
-        )
-    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
-        raise _broken(where, f"{path}: {error}") from None
-    # Row 1 is the header, as a spreadsheet and pyarrow's messages count.
-    return {column: table[column].to_pylist() for column in wanted}, lambda i: f"row {i + 2}"
-
-
-def _read_parquet(path: Path, source: Source, where: str) -> tuple[Columns, Place]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    wanted = _wanted(source)
-    try:
-        with parquet.ParquetFile(path) as file:
-            _require_columns(file.schema_arrow.names, source, where, str(path))
-            table = file.read(columns=wanted)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _broken(where, f"{path}: {error}") from None
-    return {column: table[column].to_pylist() for column in wanted}, lambda i: f"row {i}"
-
-
-_READERS: dict[str, Callable[[Path, Source, str], tuple[Columns, Place]]] = {
-    ".jsonl": _read_jsonl,
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-    ".parquet": _read_parquet,
-}
-
-
-def _from_dicts(dicts: Iterable[Any], source: Source, where: str, title: str) -> Rows:
-    columns: Columns = {column: [] for column in _wanted(source)}
-    for number, row in enumerate(dicts):
-        if not isinstance(row, Mapping):
-            what = f"{title} row {number} is a {type(row).__name__}, not a dictionary"
-            raise InputError(Problem(where, what, "yield dictionaries of column and value", "row-type"))
-        if number == 0:
-            _require_columns(row, source, where, title)
-        for column, values in columns.items():
-            values.append(row.get(column))
-    return _titled(columns, source, title)
-
-
-def _from_dataset(dataset: Any, source: Source, where: str, title: str) -> Rows:
-    """Rows of a `datasets.Dataset`, read by column. Where labels are a `ClassLabel`, -1 says that there is none."""
-    _require_columns(dataset.column_names, source, where, title)
-    columns = dict(dataset.with_format(None).select_columns(_wanted(source))[:])
-    if hasattr(dataset.features[source.label], "names"):
-        columns[source.label] = [None if label == -1 else label for label in columns[source.label]]
-    return _titled(columns, source, title)
-
-
-def _titled(columns: Columns, source: Source, title: str) -> Rows:
-    rows = Rows(origin=lambda i: f"{title} row {i}")
-    rows.extend(columns, source)
-    return rows
-
-
-def _by_split(data: Any, source: Source, where: str, title: str) -> dict[str, Rows]:
+def _by_split(data: Any, source: Source, where: str, title: str) -> dict[str, RowStream]:
     """Rows of a dictionary of splits, or of one iterable of rows or `Dataset`."""
 
-    def rows(part: Any, title: str) -> Rows:
+    def rows(part: Any, title: str) -> RowStream:
         read = _from_dataset if hasattr(part, "select_columns") and hasattr(part, "__len__") else _from_dicts
         return read(part, source, where, title)
 

@@ -6,6 +6,8 @@ Every head starts as the best constant predictor of its training data (zero weig
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lmrecipes.data.arrays import CHUNK
 from lmrecipes.recipe import TaskKind
 
 
@@ -58,18 +61,37 @@ def head_spec(kind: TaskKind, labels: tuple[str, ...], targets: NDArray[Any]) ->
     Priors have one pseudo-count per class, so that a class without training rows keeps a finite bias.
     """
     n = len(targets)
+    step = max(1, CHUNK // max(1, len(labels) if kind == "multi_label" else 1))
+    chunks = [slice(start, start + step) for start in range(0, n, step)]  # of targets in mapped memory
     if kind == "regression":
-        values = targets.astype(np.float64)
-        std = float(values.std()) if np.ptp(values) > 0 else 0.0  # rounding gives equal values a deviation of 1e-17
-        return HeadSpec(kind, labels, (0.0,), std**2 or 1.0, float(values.mean()), std or 1.0)
+        mean, variance = _moments(targets[chunk].astype(np.float64) for chunk in chunks)
+        std = math.sqrt(variance)
+        return HeadSpec(kind, labels, (0.0,), variance or 1.0, mean, std or 1.0)
     if kind == "classification":
-        counts = np.bincount(targets, minlength=len(labels)).astype(np.float64)
+        counts = np.zeros(len(labels))
+        for chunk in chunks:
+            counts += np.bincount(targets[chunk], minlength=len(labels))
         prior = (counts + 1) / (n + len(labels))
         return HeadSpec(kind, labels, tuple(np.log(prior).tolist()), float(-(counts / n) @ np.log(prior)) or 1.0)
-    positives = targets.sum(axis=0, dtype=np.float64)
+    positives = np.zeros(len(labels))
+    for chunk in chunks:
+        positives += targets[chunk].sum(axis=0, dtype=np.float64)
     share = (positives + 1) / (n + 2)
     loss = -(positives / n * np.log(share) + (1 - positives / n) * np.log1p(-share))
     return HeadSpec(kind, labels, tuple((np.log(share) - np.log1p(-share)).tolist()), float(loss.mean()))
+
+
+def _moments(parts: Iterable[NDArray[np.float64]]) -> tuple[float, float]:
+    """Mean and variance of numbers in parts (Chan, Golub and LeVeque 1983, eq. 2.1); exactly 0 where all are equal."""
+    count, mean, squares = 0, 0.0, 0.0
+    lowest, highest = math.inf, -math.inf
+    for part in parts:
+        apart = float(part.mean()) - mean
+        squares += float(part.var()) * len(part) + apart**2 * count * len(part) / (count + len(part))
+        count += len(part)
+        mean += apart * len(part) / count
+        lowest, highest = min(lowest, float(part.min())), max(highest, float(part.max()))
+    return mean, squares / count if highest > lowest else 0.0  # rounding gives equal values a deviation of 1e-17
 
 
 class Head(nn.Module):

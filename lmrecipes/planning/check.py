@@ -5,14 +5,16 @@ The rows of its tasks are checked too, as far as they are on this machine.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lmrecipes.planning.hardware import Hardware
 from lmrecipes.planning.launch_files import LoadedFile, load_file
 from lmrecipes.planning.preflight import named_json, preflight
 from lmrecipes.problems import InputError, Problem
-from lmrecipes.recipe import Recipe
+from lmrecipes.recipe import Recipe, Task
 
 
 def check_recipe(
@@ -40,13 +42,16 @@ def check_recipe(
 
 
 def check_data(recipe: Recipe) -> list[Problem]:
-    """What is wrong with the tasks' rows. Nothing is fetched: what is not on this machine is not looked at."""
-    from lmrecipes.assets import find, is_cached
-    from lmrecipes.data.offline import OFFLINE
-    from lmrecipes.data.sources import read_rows
-    from lmrecipes.data.targets import build_task_data
+    """What is wrong with the tasks' rows and with their mixture.
 
-    problems = []
+    Nothing is fetched: what is not on this machine is not looked at.
+    """
+    from lmrecipes.assets import find, is_cached
+    from lmrecipes.data.duplicates import duplicate_warnings
+    from lmrecipes.data.offline import OFFLINE
+
+    problems: list[Problem] = []
+    rows: dict[str, int] = {}
     for name, task in recipe.tasks.items():
         offline, dataset = task.source.offline, task.source.dataset
         if offline in OFFLINE and not is_cached(find(OFFLINE[offline].asset)):
@@ -54,10 +59,62 @@ def check_data(recipe: Recipe) -> list[Problem]:
         if dataset is not None and not Path(dataset).is_dir():
             continue
         try:
-            build_task_data(name, task, read_rows(name, task))
+            found = _look_through(name, task)
         except InputError as error:
             problems += error.problems
-    return problems
+            continue
+        problems += duplicate_warnings({name: found})
+        rows[name] = found.counts["train"]["rows"]
+    return problems + check_mixture(recipe, rows)
+
+
+def check_mixture(recipe: Recipe, rows: Mapping[str, int]) -> list[Problem]:
+    """What is wrong with the mixture, or surprising, over tasks of so many training rows.
+
+    Nothing where a task's rows are not known, or where the mixture counts tokens, which only encoding tells: then the
+    run itself checks before it starts.
+    """
+    from lmrecipes.adaptive.steering import Steering, replayed_plan
+    from lmrecipes.data.facts import mixture_warnings, planned
+    from lmrecipes.data.mixture import Supply
+    from lmrecipes.data.weights import build_mixture, cap_of
+
+    try:
+        replayed = replayed_plan(recipe)
+        if recipe.mixture.unit != "examples" or set(rows) != set(recipe.tasks):
+            return []
+        supplies = {name: Supply(count, count, cap_of(recipe, name, count)) for name, count in rows.items()}
+        mixture = Steering(recipe, build_mixture(recipe, supplies), {}, replayed).mixture
+        return mixture_warnings(recipe, planned(recipe, mixture))
+    except InputError as error:
+        return error.problems
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is known of a task's rows. counts[split]["rows"]; duplicates: of each pair of splits."""
+
+    task: Task
+    counts: dict[str, dict[str, int]]
+    duplicates: dict[str, int]
+
+
+def _look_through(name: str, task: Task) -> _Rows:
+    """Check every row of a task, block by block. Raises InputError with all problems found."""
+    from lmrecipes.data.duplicates import DuplicateCounter
+    from lmrecipes.data.encode import progress_in_rows
+    from lmrecipes.data.sources import SPLITS, open_rows
+    from lmrecipes.data.targets import CheckedRows
+
+    checked = CheckedRows(name, task, open_rows(name, task))
+    with TemporaryDirectory() as folder, progress_in_rows(f"checking {name}", checked.total) as advance:
+        duplicates = DuplicateCounter(Path(folder), SPLITS)
+        for rows, pieces in checked.blocks():
+            for split, piece in pieces.items():
+                duplicates.add(split, piece.keys)
+            advance(rows)
+        checked.finish()
+        return _Rows(task, {split: {"rows": rows} for split, rows in checked.rows.items()}, duplicates.count())
 
 
 def _check_pair(recipe: Recipe, path: Path, hardware: Hardware, hardware_named: bool) -> list[Problem]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +23,8 @@ from lmrecipes.training.engine import Engine
 class RunState:
     """All that a run remembers besides weights and optimizer: the one place for it.
 
-    step: optimizer steps done, which is also the cursor of the data. examples, tokens: seen so far by task.
+    step: optimizer steps done, which is also the cursor of the data. examples, tokens: seen so far by task. steering:
+    of `Steering`, the plan so far and what the next decisions depend on; empty in checkpoints of before there was one.
     """
 
     step: int = 0
@@ -33,6 +33,7 @@ class RunState:
     examples: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     trackers: dict[str, Any] = field(default_factory=dict)
+    steering: dict[str, Any] = field(default_factory=dict)
 
 
 def fits_to(engine: Engine) -> dict[str, Any]:
@@ -106,7 +107,6 @@ def _prune(folder: Path, newest: Path, keep: int) -> None:
 
 def _describe(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        os.fsync(file.fileno())
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 

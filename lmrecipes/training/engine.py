@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmrecipes.data.batches import Texts, texts_to
 from lmrecipes.planning.batch import BatchPlan, plan_batch
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe import Optimizer, Recipe
@@ -99,6 +100,11 @@ class Engine:
         """Whether the model's own weights are 16-bit (with fp32 masters elsewhere), rather than cast when used."""
         return self.deepspeed is not None and bool(self.model.fp16_enabled() or self.model.bfloat16_enabled())
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """dtype of the matrix products."""
+        return _HALF.get(self.recipe.precision.compute, torch.float32)
+
     def prepare(self, model: nn.Module) -> None:
         """Wrap the model (a `MultiTaskModel` in fp32) and make its optimizer."""
         if self.zero_stage == 3:
@@ -144,11 +150,14 @@ class Engine:
         scale = float(self.model.loss_scale()) if self.model.fp16_enabled() else None
         return StepResult(float(norm), self.model.was_step_applied(), scale)
 
-    def predict(self, buckets: list[Any]) -> dict[str, Tensor]:
-        """Predictions of every head on every row of the buckets. Every rank must call it equally often."""
+    def predict(self, texts: Texts, pooled: bool = False) -> Any:
+        """Predictions of every head on every text, or where `pooled` the trunk's vectors [texts, hidden].
+
+        Every rank must call it equally often.
+        """
         self.model.eval()
         with torch.no_grad():
-            out: dict[str, Tensor] = self.model([bucket.to(self.device) for bucket in buckets])
+            out = self.model(texts_to(texts, self.device), pooled=pooled)
         self.model.train()
         return out
 
@@ -222,6 +231,14 @@ class Engine:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def release(self) -> None:
+        """Give up the model and what Accelerate keeps for the process: another engine can start in its place."""
+        from accelerate.state import AcceleratorState
+
+        self.model = self.optimizer = None
+        self.accelerator.free_memory()
+        AcceleratorState._reset_state(reset_partial_state=True)
 
     def close(self) -> None:
         """Leave the process group."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmrecipes.data.batches import Batcher, Bucket
-from lmrecipes.data.encode import EncodedTask
+from lmrecipes.data.encoded import EncodedTask
 from lmrecipes.metrics import mean_loss, task_metrics
 from lmrecipes.models.heads import HeadSpec
 
@@ -54,7 +54,7 @@ def _batches(task: EncodedTask, split: str, most: int | None, micro_examples: in
     """Rows of a split in batches of similar length, longest first."""
     encoded = task.splits[split]
     rows = encoded.sample(most, "evaluation")
-    rows = rows[np.argsort(-encoded.lengths[rows], kind="stable")]
+    rows = rows[np.argsort(-encoded.lengths_of(rows), kind="stable")]
     return [rows[i : i + micro_examples] for i in range(0, len(rows), micro_examples)]
 
 

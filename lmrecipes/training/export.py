@@ -8,7 +8,6 @@ model/  config.json model.safetensors   the trunk: `AutoModel.from_pretrained("m
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,9 +68,6 @@ def export_model(engine: Engine, recipe: Recipe, specs: dict[str, HeadSpec], fol
         },
     )
     load_tokenizer(resolve_model(recipe.model.pretrained)).save_pretrained(partial)
-    for path in partial.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
     replace_folder(partial, folder)
 
 
@@ -91,10 +87,11 @@ def load_exported(folder: Path) -> ExportedModel:
         )
     saved = json.loads((folder / "heads.json").read_text())
     specs = {name: HeadSpec.from_dict(spec) for name, spec in saved["tasks"].items()}
-    trunk = load_trunk(Model(pretrained=str(folder), pooling=saved["pooling"], max_length=saved["max_length"]), seed=0)
-    model = MultiTaskModel(trunk, specs)
-    model.heads.load_state_dict(load_file(folder / "heads.safetensors"))
-    return ExportedModel(model.eval(), specs, saved["max_length"], saved["compute"], saved["autocast"])
+    model = Model(pretrained=str(folder), pooling=saved["pooling"], max_length=saved["max_length"])
+    trunk = load_trunk(model, 0, "auto", saved["compute"] != "fp32")  # the attention of a run in the default layout
+    whole = MultiTaskModel(trunk, specs)
+    whole.heads.load_state_dict(load_file(folder / "heads.safetensors"))
+    return ExportedModel(whole.eval(), specs, saved["max_length"], saved["compute"], saved["autocast"])
 
 
 def _under(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -9,25 +9,38 @@ import resource
 import signal
 import time
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
-from lmrecipes.data.batches import Batcher, Step, TrainingStream
-from lmrecipes.data.encode import EncodedTask, encode_tasks, training_rows
-from lmrecipes.data.mixture import build_mixture
+from lmrecipes.adaptive.plan import PlanFile
+from lmrecipes.adaptive.steering import Steering, replayed_plan
+from lmrecipes.data.batches import Batcher, MicroBatch, Step, TrainingStream
+from lmrecipes.data.encode import encode_tasks
+from lmrecipes.data.encoded import EncodedTask
+from lmrecipes.data.facts import mixture_of
 from lmrecipes.data.permutation import hash_key
 from lmrecipes.files import write_json
+from lmrecipes.mixture_text import announce
+from lmrecipes.models.attention import arrangement
 from lmrecipes.models.heads import HeadSpec, head_spec
 from lmrecipes.models.multitask import MultiTaskModel
 from lmrecipes.models.trunk import load_trunk
 from lmrecipes.problems import InputError, Problem, RunFailed
 from lmrecipes.ranks import launch_command, launcher
 from lmrecipes.recipe import Recipe
-from lmrecipes.run_folder import RunFolder, claim_run, new_run, resumable_run, write_environment, write_recipe
+from lmrecipes.run_folder import (
+    RunFolder,
+    claim_run,
+    new_run,
+    resumable_run,
+    write_environment,
+    write_mixture,
+    write_recipe,
+)
 from lmrecipes.tracking.progress import TrainingBar, evaluation_bar
 from lmrecipes.tracking.record import MetricsFile
 from lmrecipes.tracking.trackers import Trackers
@@ -36,6 +49,7 @@ from lmrecipes.training.engine import Engine
 from lmrecipes.training.evaluation import evaluate_tasks
 from lmrecipes.training.export import export_model
 from lmrecipes.training.flops import measured_peak, training_flops_per_token
+from lmrecipes.training.probe import probe_layout
 from lmrecipes.training.schedule import learning_rate
 
 log = logging.getLogger(__name__)
@@ -79,24 +93,28 @@ class Training:
     def __init__(self, recipe: Recipe, start: Start) -> None:
         self.recipe = recipe
         self.launcher = launcher()  # before Accelerate writes marks of its own into the environment
+        replayed = replayed_plan(recipe)
         self.tasks = encode_tasks(recipe)
+        mixture = mixture_of(recipe, self.tasks)
         with redirect_stdout(io.StringIO()):  # DeepSpeed prints of every operator that it loads
             self.engine = Engine(recipe, start.deepspeed)
         self.run = self.engine.broadcast(_folder(recipe, start) if self.engine.is_main else None)
         if isinstance(self.run, InputError):
             raise self.run
         self.specs = head_specs(self.tasks)
-        self.mixture = build_mixture(recipe, training_rows(self.tasks))
-        self.target = dict(zip(self.mixture.tasks, self.mixture.shares, strict=True))
+        units = loss_units(recipe, self.specs)
+        self.steering = Steering(recipe, mixture, units, replayed)
+        self.mixture = self.steering.mixture
         self.scales = loss_scales(recipe, self.specs)
         batcher = Batcher({name: task.train for name, task in self.tasks.items()}, self.specs, self.scales)
-        self.stream = TrainingStream(
-            batcher, self.mixture, self.engine.plan, recipe.batch.length_buckets, self.engine.rank
-        )
-        model = MultiTaskModel(load_trunk(recipe.model, recipe.seed), self.specs)
+        trunk = load_trunk(recipe.model, recipe.seed, recipe.batch.layout, recipe.precision.compute != "fp32")
+        self.choice, cut = trunk.choice, arrangement(recipe, trunk.choice)
+        self.stream = TrainingStream(batcher, self.mixture, self.engine.plan, cut, self.engine.rank, recipe.loader)
+        model = MultiTaskModel(trunk, self.specs)
         self.flops_per_token = training_flops_per_token(model)
         with redirect_stdout(io.StringIO()):
             self.engine.prepare(model)
+        probe_layout(self.engine, cut, recipe.model.max_length, recipe.seed)
         self.draws_dropout = recipe.model.dropout != 0
         self.skips_in_a_row = 0
         self.state = RunState(examples=dict.fromkeys(self.tasks, 0), tokens=dict.fromkeys(self.tasks, 0))
@@ -106,6 +124,7 @@ class Training:
         self.until = min(start.until or recipe.schedule.steps, recipe.schedule.steps)
         self.signal = 0
         self.trackers: Trackers | None = None
+        self.plan_file: PlanFile | None = None
 
     def fit(self) -> dict[str, Any]:
         """Train to the end, export, evaluate on the test split. Returns the content of evaluation.json."""
@@ -114,8 +133,11 @@ class Training:
         if engine.is_main:
             write_recipe(self.run, recipe)
             write_environment(self.run, self._facts())
+            write_mixture(self.run, announce(recipe, self.tasks, self.mixture), self.state.step)
         record = MetricsFile(self.run.metrics, self.state.step or None) if engine.is_main else None
         self.trackers = trackers = self._trackers() if engine.is_main else None
+        if engine.is_main and self.steering.writes:
+            self.plan_file = PlanFile(self.run.plan, self.steering.plan)
         try:
             with TrainingBar(recipe.schedule.steps, self.state.step, list(self.tasks), show=engine.is_main) as bar:
                 self._steps(record, trackers, bar)
@@ -128,6 +150,8 @@ class Training:
                 trackers.finish()
             if record is not None:
                 record.close()
+            if self.plan_file is not None:
+                self.plan_file.close()
 
     def _steps(self, record: MetricsFile | None, trackers: Trackers | None, bar: TrainingBar) -> None:
         recipe, last = self.recipe, self.recipe.schedule.steps
@@ -141,7 +165,9 @@ class Training:
             self.state.seconds += seconds
             metrics |= self._costs(step, seconds, waited)
             number = self.state.step
-            self._judge(outcome, metrics)
+            self.judge(outcome, metrics)
+            if self.plan_file is not None:
+                self.plan_file.extend(self.steering.plan)
             due = bool(recipe.evaluation.every) and number % recipe.evaluation.every == 0 and number < last
             if due:
                 metrics |= evaluation_metrics(self.evaluate("validation"))
@@ -155,7 +181,7 @@ class Training:
             if recipe.checkpoint.every and number % recipe.checkpoint.every == 0 and number < last:
                 self._save()
 
-    def _judge(self, outcome: Outcome, metrics: dict[str, float]) -> None:
+    def judge(self, outcome: Outcome, metrics: dict[str, float]) -> None:
         """Stop where the numbers are not finite; in fp16 count the steps that the loss scaler skips, as it should."""
         number, norm = self.state.step, metrics["grad_norm"]
         if not outcome.finite and (outcome.applied or self.recipe.precision.compute != "fp16"):
@@ -181,12 +207,14 @@ class Training:
     def one_step(self, step: Step) -> tuple[dict[str, float], Outcome]:
         """One optimizer step, summed over ranks. `loss/<task>` is absent where the step held no example of the task."""
         sums = torch.zeros(len(self.tasks) + 1, dtype=torch.float64, device=self.engine.device)
-        for i, micro in enumerate(step.micro_batches):
+        factors = self.steering.factors(self.state.step + 1)
+        micro_batches = [weighted(micro, factors) for micro in step.micro_batches] if factors else step.micro_batches
+        for i, micro in enumerate(micro_batches):
             if self.draws_dropout:
                 # Masks as a function of the place in the run: no state of a generator to save, and a resumed run draws
                 # what the uninterrupted one would have drawn.
                 torch.manual_seed(hash_key(self.recipe.seed, "dropout", self.state.step, i, self.engine.rank))
-            sums[:-1] += self.engine.micro_step(micro, last=i == len(step.micro_batches) - 1)
+            sums[:-1] += self.engine.micro_step(micro, last=i == len(micro_batches) - 1)
         sums[-1] = self.signal
         rate = learning_rate(self.recipe.schedule, self.recipe.optimizer.lr, self.state.step)
         result = self.engine.apply(rate)
@@ -199,11 +227,20 @@ class Training:
             if step.elements[name]:
                 metrics[f"loss/{name}"] = total / step.elements[name]
                 metrics["loss"] += self.scales[name] * metrics[f"loss/{name}"]
+        self._steer({name: metrics[f"loss/{name}"] for name in self.tasks if step.elements[name]}, step)
         metrics |= {"lr": rate, "grad_norm": result.grad_norm}
+        metrics |= {f"loss_factor/{name}": factor for name, factor in (factors or {}).items()}
         if result.loss_scale is not None:
             metrics["loss_scale"] = result.loss_scale
         asked = max(self.engine.gather(self.signal)) if totals[-1] else 0
         return metrics, Outcome(result.applied, all(map(math.isfinite, totals)), asked)
+
+    def _steer(self, losses: dict[str, float], step: Step) -> None:
+        """Tell the steering of a step's losses and follow what it changes: what rank 0 decides, on every rank."""
+        self.steering.observe(losses, step.elements)
+        if self.steering.due(self.state.step):
+            self.steering.follow(self.engine.broadcast(self.steering.decide(self.state.step)))
+            self.mixture = self.stream.mixture = self.steering.mixture
 
     def evaluate(self, split: str, moved: Any = None) -> dict[str, dict[str, Any]]:
         """Metrics of every task on a split, with the live model; the same on every rank."""
@@ -232,7 +269,9 @@ class Training:
         return final
 
     def _costs(self, step: Step, seconds: float, waited: float) -> dict[str, float]:
-        tokens, seen = sum(step.tokens.values()), sum(self.state.examples.values())
+        tokens = sum(step.tokens.values())
+        drawn = self.state.tokens if self.recipe.mixture.unit == "tokens" else self.state.examples
+        target = self.mixture.targets(self.state.step * self.recipe.batch.examples)
         on_device = torch.cuda.max_memory_allocated() if self.engine.device.type == "cuda" else 0
         peak = on_device or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         costs = {
@@ -245,8 +284,11 @@ class Training:
         for name in self.tasks:
             costs[f"examples/{name}"] = self.state.examples[name]
             costs[f"tokens/{name}"] = self.state.tokens[name]
-            costs[f"share/{name}"] = self.state.examples[name] / seen
-            costs[f"target_share/{name}"] = self.target[name]
+            costs[f"share/{name}"] = drawn[name] / sum(drawn.values())
+            costs[f"target_share/{name}"] = target[name] / sum(target.values())
+        if self.steering.changes_weights:
+            in_force = self.mixture.shares_at((self.state.step - 1) * self.recipe.batch.examples)
+            costs |= {f"weight/{name}": share for name, share in in_force.items()}
         return costs
 
     def _trackers(self) -> Trackers:
@@ -264,6 +306,7 @@ class Training:
             "zero": self.engine.zero_stage,
             "precision": self.recipe.precision.compute,
             "batch": str(self.engine.plan),
+            "layout": str(self.choice),
             "command": launch_command(),
             "launcher": self.launcher,
             "threads": torch.get_num_threads(),
@@ -273,6 +316,7 @@ class Training:
     def _save(self) -> Path:
         if self.trackers is not None:
             self.state.trackers = self.trackers.state()
+        self.state.steering = self.steering.state() if self.steering.writes else {}
         return save_checkpoint(self.engine, self.run.checkpoints, self.state, self.recipe.checkpoint.keep)
 
     def _resume(self) -> None:
@@ -287,6 +331,8 @@ class Training:
                 )
             )
         self.state = load_checkpoint(self.engine, found)
+        self.steering.restore(self.state.steering)
+        self.mixture = self.stream.mixture = self.steering.mixture
 
     def _listen(self) -> None:
         def asked(number: int, frame: FrameType | None) -> None:
@@ -322,8 +368,17 @@ def head_specs(tasks: dict[str, EncodedTask]) -> dict[str, HeadSpec]:
 
 def loss_scales(recipe: Recipe, specs: dict[str, HeadSpec]) -> dict[str, float]:
     """Factor of each task's mean loss in the total."""
+    return {name: recipe.tasks[name].loss_factor / unit for name, unit in loss_units(recipe, specs).items()}
+
+
+def loss_units(recipe: Recipe, specs: dict[str, HeadSpec]) -> dict[str, float]:
+    """What a normalised loss of 1 is in each task's own units."""
     normalize = recipe.loss_normalization == "constant_predictor"
-    return {
-        name: recipe.tasks[name].loss_factor / (spec.constant_loss if normalize else 1.0)
-        for name, spec in specs.items()
-    }
+    return {name: spec.constant_loss if normalize else 1.0 for name, spec in specs.items()}
+
+
+def weighted(micro: MicroBatch, factors: dict[str, float]) -> MicroBatch:
+    """The micro-batch with each task's part of the loss multiplied by its factor."""
+    return replace(
+        micro, tasks={name: replace(rows, scale=rows.scale * factors[name]) for name, rows in micro.tasks.items()}
+    )

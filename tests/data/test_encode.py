@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from conftest import ROOT
 from tiny import make_recipe
 
 from lmrecipes.data import encode
-from lmrecipes.data.encode import EncodedTask, encode_tasks, load_tokenizer, task_texts, training_rows
+from lmrecipes.data import rows as blocks
+from lmrecipes.data.encode import encode_tasks, load_tokenizer, task_texts
+from lmrecipes.data.encoded import EncodedTask
+from lmrecipes.data.writer import SplitWriter
 from lmrecipes.problems import InputError
 from lmrecipes.recipe import Recipe
 
@@ -34,13 +39,13 @@ def place(tiny: Path, tmp_path: Path, no_assets: Path) -> Path:
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the tasks whose rows were read."""
     names: list[str] = []
-    read = encode.read_rows
+    read = encode.open_rows
 
     def counted(name: str, task: Any) -> Any:
         names.append(name)
         return read(name, task)
 
-    monkeypatch.setattr(encode, "read_rows", counted)
+    monkeypatch.setattr(encode, "open_rows", counted)
     return names
 
 
@@ -66,11 +71,13 @@ def test_tokens_are_the_tokenizers(place: Path) -> None:
             assert found.lengths.tolist() == [len(ids) for ids in wanted]
             assert np.array_equal(found.targets, examples.targets)
             assert found.types is None
+            rows = np.arange(len(examples))[::-3]
+            assert found.lengths_of(rows).tolist() == found.lengths[rows].tolist()
+            assert found.supervised_of(rows).tolist() == [1] * len(rows)
             counts = {"rows": len(examples), "tokens": sum(map(len, wanted)), "truncated": 0}
-            assert tasks[name].counts[split] == counts
+            assert tasks[name].counts[split] == counts | {"supervised": len(examples), "masked": 0}
     assert tasks["long"].labels == ("medicine", "other", "politics")
     assert (found.tokens.dtype, found.offsets.dtype) == (np.int32, np.int64)
-    assert training_rows(tasks) == {name: len(task.train) for name, task in tasks.items()}
     assert sum(len(split) for split in tasks["short"].splits.values()) == 300
 
 
@@ -81,6 +88,22 @@ def test_truncated_texts_are_counted(place: Path) -> None:
         assert cut["long"].counts[split]["truncated"] == (lengths > 16).sum() > 0
         assert np.array_equal(cut["long"].splits[split].lengths, np.minimum(lengths, 16))
     assert cut["short"].counts == whole["short"].counts
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_tokenise_is_the_tokenizers_call(place: Path, side: str) -> None:
+    tokenizer = load_tokenizer(str(place / "model"))
+    tokenizer.truncation_side = side
+    texts, pairs = ["red blue red good bad fine", "tax", "heart lung"], ["one two three four", "war war war war", "eye"]
+    for others in (None, pairs):
+        found = encode.tokenise(tokenizer, texts, others, 7)
+        wanted = tokenizer(texts, others, truncation=True, max_length=7, return_token_type_ids=True)
+        assert found.ids.tolist() == list(chain.from_iterable(wanted["input_ids"]))
+        assert found.lengths.tolist() == [len(ids) for ids in wanted["input_ids"]]
+        assert found.truncated == (1 if others is None else 2)
+        assert (found.types is None) == (others is None)
+        if found.types is not None:
+            assert found.types.tolist() == list(chain.from_iterable(wanted["token_type_ids"]))
 
 
 def test_pairs_have_segments(place: Path) -> None:
@@ -156,6 +179,9 @@ CHANGES: dict[str, tuple[Callable[[Path], dict[str, Any]], list[str]]] = {
     "initialization and pooling": (lambda place: {"model.initialization": "scratch", "model.pooling": "first"}, []),
     "max_length of a task as the model's": (lambda place: {"tasks.long.max_length": 48}, []),
     "name of the run": (lambda place: {"name": "other"}, []),
+    "policy for bad rows": (lambda place: {"tasks.short.source.on_bad_row": "skip"}, ["short"]),
+    "group": (lambda place: {"tasks.short.source.group": "label"}, ["short"]),
+    "loader": (lambda place: {"loader.workers": 0}, []),
 }
 
 
@@ -168,6 +194,40 @@ def test_what_encodes_again(change: str, place: Path, made: list[str]) -> None:
     assert made == expected
     if not expected:
         assert all(np.array_equal(after[name].train.tokens, before[name].train.tokens) for name in ALL)
+
+
+def test_another_version_of_the_code_encodes_again(
+    place: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded(place)
+    made.clear()
+    monkeypatch.setattr(encode, "ENCODING_VERSION", encode.ENCODING_VERSION + 1)
+    encoded(place)
+    assert made == ALL
+
+
+def test_data_that_change_while_they_are_read_are_not_kept(place: Path, no_assets: Path) -> None:
+    (place / "growing_rows.py").write_text(
+        "from pathlib import Path\n\ndef rows():\n"
+        "    yield from ({'text': f'red {i}', 'label': i} for i in range(300))\n"
+        "    if not Path('grown').exists():\n        Path('grown').touch()\n"
+        "        with Path(__file__).open('a') as file:\n            file.write('# more')\n"
+    )
+    program = (
+        "import json\nfrom pathlib import Path\nfrom lmrecipes.data.encode import encode_tasks\n"
+        "from lmrecipes.recipe import Recipe\n"
+        "task = encode_tasks(Recipe.model_validate(json.loads(Path('recipe.json').read_text())))['t']\n"
+    )
+    tasks = {"t": {"kind": "regression", "source": {"function": "growing_rows:rows"}}}
+    (place / "recipe.json").write_text(json.dumps(make_recipe(place, tasks=tasks)))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    said = [
+        subprocess.run([sys.executable, "-c", program], cwd=place, env=environment, capture_output=True, text=True)
+        for _ in range(2)
+    ]
+    assert "tasks.t.source: its files changed while they were read" in said[0].stderr
+    assert said[1].returncode == 0, said[1].stderr
+    assert leftovers(no_assets) == []
 
 
 def test_weights_of_the_model_do_not_encode_again(place: Path, made: list[str]) -> None:
@@ -192,22 +252,55 @@ def complete(folder: Path) -> bool:
     return not folder.name.startswith(".") and (folder / "meta.json").is_file()
 
 
-def test_a_crash_leaves_no_half_cache(place: Path, no_assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, calls = encode._write_split, 0
+def test_an_interruption_leaves_no_half_cache(place: Path, no_assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    append, calls = SplitWriter.append, 0
 
     def crash(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise KeyboardInterrupt
-        return write(*arguments)
+        return append(*arguments)
 
-    monkeypatch.setattr(encode, "_write_split", crash)
+    monkeypatch.setattr(SplitWriter, "append", crash)
     with pytest.raises(KeyboardInterrupt):
         encoded(place)
     assert calls == 3
     assert leftovers(no_assets) == []
     assert len(encoded(place)["short"].train) > 200
+
+
+def test_a_process_that_is_killed_while_it_encodes(place: Path, no_assets: Path) -> None:
+    (place / "slow_rows.py").write_text(
+        "import time\nfrom pathlib import Path\n\ndef rows():\n    for i in range(20_000):\n"
+        "        if i == 15_000 and not Path('again').exists():\n"
+        "            Path('half').touch()\n            time.sleep(100)\n"
+        "        yield {'text': f'red {i} good', 'label': i % 7}\n"
+    )
+    tasks = {"t": {"kind": "regression", "source": {"function": "slow_rows:rows"}}}
+    (place / "recipe.json").write_text(json.dumps(make_recipe(place, tasks=tasks)))
+    program = (
+        "import json\nfrom pathlib import Path\nfrom lmrecipes.data.encode import encode_tasks\n"
+        "from lmrecipes.recipe import Recipe\n"
+        "task = encode_tasks(Recipe.model_validate(json.loads(Path('recipe.json').read_text())))['t']\n"
+        "print(sum(counts['rows'] for counts in task.counts.values()), len(task.train.targets))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen([sys.executable, "-c", program], cwd=place, env=environment)
+    deadline = time.monotonic() + 60
+    while not (place / "half").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    (left,) = (no_assets / "encoded").glob(".*.partial")
+    assert (left / "train.tokens.npy").stat().st_size > 0, "killed in the middle"
+    assert not list((no_assets / "encoded").glob("*/meta.json"))
+    (place / "again").touch()
+    done = subprocess.run([sys.executable, "-c", program], cwd=place, env=environment, capture_output=True, text=True)
+    rows, targets = done.stdout.split()
+    assert rows == "20000"
+    assert 15_500 < int(targets) < 16_500
+    assert leftovers(no_assets) == []
 
 
 def test_what_a_killed_process_left_is_replaced(place: Path, no_assets: Path) -> None:
@@ -314,12 +407,65 @@ def test_a_model_name_without_a_network(place: Path) -> None:
     assert len(caught.value.problems) == 1, "said once, not once a task"
 
 
-def test_sample_is_the_same_rows_for_every_seed(place: Path) -> None:
-    test = encoded(place)["short"].splits["test"]
-    rows = test.sample(10, "evaluation")
-    assert len(rows) == 10
-    assert rows.tolist() == sorted(set(rows.tolist()))
-    assert np.array_equal(rows, encoded(place, seed=3)["short"].splits["test"].sample(10, "evaluation"))
-    assert set(rows) < set(test.sample(11, "evaluation")), "more rows are the same and others"
-    assert not np.array_equal(rows, test.sample(10, "calibration"))
-    assert test.sample(None, "evaluation").tolist() == test.sample(10_000, "x").tolist() == list(range(len(test)))
+@pytest.mark.parametrize("bound", [{"BLOCK_ROWS": 7}, {"BLOCK_CHARACTERS": 300}, {"BLOCK_ROWS": 1}])
+def test_blocks_change_nothing(
+    bound: dict[str, int], place: Path, no_assets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Classes and labels of several come in another order in each split and block."""
+    whole = encoded(place)
+    files = {name: files_of(task) for name, task in whole.items()}
+    shutil.rmtree(no_assets / "encoded")
+    for constant, value in bound.items():
+        monkeypatch.setattr(blocks, constant, value)
+    cut = encoded(place)
+    assert {name: files_of(task) for name, task in cut.items()} == files
+    assert [task.labels for task in cut.values()] == [task.labels for task in whole.values()]
+    assert sorted(cut["rare"].labels) == list(cut["rare"].labels) == ["blue", "heart", "red"]
+
+
+def files_of(task: EncodedTask) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in task.train.folder.iterdir()}
+
+
+def test_texts_are_tokenised_on_all_cores(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`lmrecipes` sets TOKENIZERS_PARALLELISM=false for the processes that it forks; encoding forks none."""
+    seen = []
+    tokenise = encode.tokenise
+
+    def look(*arguments: Any) -> Any:
+        seen.append(os.environ["TOKENIZERS_PARALLELISM"])
+        return tokenise(*arguments)
+
+    monkeypatch.setattr(encode, "tokenise", look)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    encoded(place)
+    assert set(seen) == {"true"}
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+
+
+def test_a_function_runs_in_one_thread(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection to a data base may be used in the thread that made it only."""
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 50)
+    (place / "base_rows.py").write_text(
+        "import sqlite3\n\ndef rows():\n    base = sqlite3.connect(':memory:')\n    for i in range(300):\n"
+        "        yield {'text': f'red {base.execute(\"select 1\").fetchone()[0] + i}', 'label': i}\n"
+    )
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    tasks = {"t": {"kind": "regression", "source": {"function": "base_rows:rows"}}}
+    assert sum(counts["rows"] for counts in encoded(place, tasks=tasks)["t"].counts.values()) == 300
+
+
+def test_duplicates_are_counted(place: Path) -> None:
+    data = place / "data"
+    source = {
+        "train": jsonl(data / "a.jsonl", [{"text": f"red {i}", "label": 1} for i in range(50)]),
+        "validation": jsonl(data / "b.jsonl", [{"text": f" RED  {i}", "label": 1} for i in range(40, 60)]),
+        "test": jsonl(data / "c.jsonl", [{"text": f"Red {i % 3 + 48}", "label": 2} for i in range(9)]),
+    }
+    task = encoded(place, tasks={"t": {"kind": "regression", "source": {"splits": source}}})["t"]
+    assert task.duplicates == {"train/validation": 10, "train/test": 6, "validation/test": 9}
+    assert encoded(place)["short"].duplicates == {"train/validation": 0, "train/test": 0, "validation/test": 0}
+    assert sorted(path.name for path in task.train.folder.iterdir()) == sorted(
+        ["meta.json", *(f"{split}.{part}.npy" for split in source for part in ("offsets", "targets", "tokens"))]
+    )

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ import pytest
 from conftest import ROOT
 from pyarrow import parquet
 
-from lmrecipes.data.sources import Rows, read_rows, source_state
+from lmrecipes.data import row_files
+from lmrecipes.data import rows as blocks
+from lmrecipes.data.rows import RowStream
+from lmrecipes.data.sources import open_rows, source_state
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe import Source, Task
 
@@ -48,8 +53,38 @@ def separated(path: str, rows: list[dict[str, Any]], delimiter: str) -> None:
         writer.writerows(rows)
 
 
-def read(**source: Any) -> dict[str, Rows]:
-    return read_rows("t", Task(kind="classification", source=Source(**source)))
+@dataclass
+class Read:
+    """All rows of a stream, and where each stands."""
+
+    texts: list[Any] = field(default_factory=list)
+    pairs: list[Any] = field(default_factory=list)
+    labels: list[Any] = field(default_factory=list)
+    groups: list[Any] = field(default_factory=list)
+    origins: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    total: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def opened(**source: Any) -> dict[str, RowStream]:
+    return open_rows("t", Task(kind="classification", source=Source(**source)))
+
+
+def read(**source: Any) -> dict[str, Read]:
+    found = {}
+    for split, stream in opened(**source).items():
+        found[split] = all_rows = Read(total=stream.total)
+        for rows in stream.blocks:
+            all_rows.texts += rows.texts
+            all_rows.pairs += rows.pairs or []
+            all_rows.labels += rows.labels
+            all_rows.groups += rows.groups or []
+            all_rows.origins += [rows.origin(i) for i in range(len(rows))]
+            all_rows.sizes.append(len(rows))
+    return found
 
 
 def problem(**source: Any) -> Problem:
@@ -75,7 +110,7 @@ def test_every_format_gives_the_same_rows(name: str) -> None:
     assert rows.texts == [row["text"] for row in ROWS]
     assert rows.labels == rows.pairs == [row["label"] for row in ROWS]
     assert rows.groups == [row["who"] for row in ROWS]
-    assert rows.origin(1) == name + {".jsonl": " line 2", ".parquet": " row 1"}.get(Path(name).suffix, " row 3")
+    assert rows.origins[1] == name + {".jsonl": " line 2", ".parquet": " row 1"}.get(Path(name).suffix, " row 3")
 
 
 @pytest.mark.parametrize("name", ["b.jsonl", "b.csv", "b.parquet"])
@@ -83,8 +118,7 @@ def test_columns_that_are_not_needed_stay_unread(name: str) -> None:
     WRITERS[f"a{Path(name).suffix}"]()
     Path(f"a{Path(name).suffix}").rename(name)
     rows = read(files=name)["all"]
-    assert rows.pairs is None
-    assert rows.groups is None
+    assert rows.pairs == rows.groups == []
 
 
 def test_glob_in_order_with_places() -> None:
@@ -94,7 +128,7 @@ def test_glob_in_order_with_places() -> None:
     for pattern in ("p*.jsonl", str(Path.cwd() / "p?.jsonl"), "**/p*.jsonl"):
         rows = read(files=pattern)["all"]
         assert rows.texts == [row["text"] for row in ROWS]
-        assert [Path(rows.origin(i)).name for i in range(3)] == [
+        assert [Path(rows.origins[i]).name for i in range(3)] == [
             "p1.jsonl line 1",
             "p2.jsonl line 1",
             "p2.jsonl line 2",
@@ -109,7 +143,7 @@ def test_a_name_with_brackets_is_a_file_first() -> None:
 def test_line_numbers_count_blank_lines() -> None:
     Path("a.jsonl").write_text('\n{"text": "x", "label": 1}\n\n \n{"text": "y", "label": 2}\n\n')
     rows = read(files="a.jsonl")["all"]
-    assert [rows.origin(0), rows.origin(1)] == ["a.jsonl line 2", "a.jsonl line 5"]
+    assert [rows.origins[0], rows.origins[1]] == ["a.jsonl line 2", "a.jsonl line 5"]
 
 
 def test_byte_order_mark_is_no_part_of_the_first_column() -> None:
@@ -212,7 +246,7 @@ def test_function_of_the_working_directory() -> None:
     sys.path[:] = [path for path in sys.path if path not in ("", str(Path.cwd()))]
     rows = read(function=f"{name}:rows")["all"]
     assert rows.texts == ["x", "y"]
-    assert rows.origin(1) == "rows_in_cwd:rows row 1"
+    assert rows.origins[1] == "rows_in_cwd:rows row 1"
 
 
 def test_function_when_started_by_a_script_from_elsewhere(tmp_path: Path) -> None:
@@ -222,9 +256,9 @@ def test_function_when_started_by_a_script_from_elsewhere(tmp_path: Path) -> Non
     script = tmp_path / "bin" / "script.py"
     script.parent.mkdir()
     script.write_text(
-        "from lmrecipes.data.sources import read_rows, source_state\nfrom lmrecipes.recipe import Source, Task\n"
+        "from lmrecipes.data.sources import open_rows, source_state\nfrom lmrecipes.recipe import Source, Task\n"
         "source = Source(function='only_here:rows')\nassert len(source_state(source)) == 2\n"
-        "print(sorted(read_rows('t', Task(kind='classification', source=source))))\n"
+        "print(sorted(open_rows('t', Task(kind='classification', source=source))))\n"
     )
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
@@ -286,7 +320,7 @@ def test_local_dataset_folder(caplog: pytest.LogCaptureFixture) -> None:
     assert by_split["train"].labels == [0, 0]
     assert by_split["train"].groups == ["x", "x"]
     assert by_split["test"].labels == [None] * 3, "-1 is no class"
-    assert by_split["test"].origin(2) == "saved[test] row 2"
+    assert by_split["test"].origins[2] == "saved[test] row 2"
     assert "split(s) extra of saved are not used" in caplog.text
     train.save_to_disk("one")
     assert read(dataset="one")["all"].labels == [0, 1, 0]
@@ -367,4 +401,90 @@ def test_a_large_file_takes_time_in_proportion(suffix: str) -> None:
     began = time.process_time()
     found = read(files=f"a.{suffix}")["all"]
     assert time.process_time() - began < 4
-    assert found.origin(99_999) == {"jsonl": "a.jsonl line 100000", "csv": "a.csv row 100001"}[suffix]
+    assert found.origins[99_999] == {"jsonl": "a.jsonl line 100000", "csv": "a.csv row 100001"}[suffix]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("bound", [{"BLOCK_ROWS": 2}, {"BLOCK_CHARACTERS": 40}, {"BLOCK_CHARACTERS": 1}])
+def test_blocks_are_bounded_and_change_nothing(
+    name: str, bound: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    WRITERS[name]()
+    whole = read(files=name, group="who", text_pair="label")["all"]
+    for constant, value in bound.items():
+        monkeypatch.setattr(blocks, constant, value)
+    cut = read(files=name, group="who", text_pair="label")["all"]
+    assert whole.sizes == [3]
+    assert max(cut.sizes) <= 2
+    cut.sizes = whole.sizes
+    assert cut == whole
+
+
+def test_blocks_of_a_dataset_and_of_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import Dataset
+
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 2)
+    Dataset.from_list(ROWS).save_to_disk("saved")
+    name = module("in_blocks", f"def rows():\n    yield from {ROWS!r}\n")
+    for source in ({"dataset": "saved"}, {"function": f"{name}:rows"}):
+        found = read(**source)["all"]
+        assert found.texts == [row["text"] for row in ROWS]
+        assert found.sizes == [2, 1]
+        assert [origin.rpartition(" ")[2] for origin in found.origins] == ["0", "1", "2"]
+
+
+def test_the_number_of_rows_is_known_where_it_costs_nothing() -> None:
+    from datasets import Dataset
+
+    for write in WRITERS.values():
+        write()
+    Dataset.from_list(ROWS).save_to_disk("saved")
+    name = module("sized", f"def some(): return {ROWS!r}\ndef one_by_one(): yield from some()\n")
+    known = {"files": "a.parquet", "dataset": "saved", "function": f"{name}:some"}
+    assert [opened(**{place: value})["all"].total for place, value in known.items()] == [3, 3, 3]
+    unknown = {"files": "a.jsonl", "function": f"{name}:one_by_one"}
+    assert [opened(**{place: value})["all"].total for place, value in unknown.items()] == [None, None]
+    parquet.write_table(pa.Table.from_pylist(ROWS[:1]), "b.parquet")
+    assert opened(files="?.parquet")["all"].total == 4
+
+
+def test_rows_are_read_as_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake late in the file shows when it is reached; one in any split's first block at once."""
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 2)
+    jsonl("a.jsonl", ROWS * 2)
+    with Path("a.jsonl").open("a") as file:
+        file.write("broken")
+    stream = opened(files="a.jsonl")["all"]
+    assert len(next(stream.blocks)) == 2
+    with pytest.raises(InputError, match=r"a\.jsonl line 7"):
+        list(stream.blocks)
+    jsonl("good.jsonl", ROWS)
+    Path("bad.jsonl").write_text("broken")
+    with pytest.raises(InputError, match=r"bad\.jsonl line 1"):
+        opened(splits={"train": "good.jsonl", "test": "bad.jsonl"})
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_memory_does_not_grow_with_the_file(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Python and Arrow hold of a file of 30 MB, and of one of 60 MB."""
+    monkeypatch.setattr(row_files, "CSV_BLOCK", 2**17)
+    held = []
+    for times in (1, 2):
+        rows = [{"text": f"{i} " * 100, "label": i % 7} for i in range(50_000 * times)]
+        name = f"a{times}.{suffix}"
+        if suffix == "csv":
+            separated(name, rows, ",")
+        elif suffix == "jsonl":
+            jsonl(name, rows)
+        else:
+            parquet.write_table(pa.Table.from_pylist(rows), name, row_group_size=5_000)
+        del rows
+        tracemalloc.start()
+        most = 0
+        for block in opened(files=name)["all"].blocks:
+            assert len(block) <= blocks.BLOCK_ROWS
+            most = max(most, pa.total_allocated_bytes())
+        held.append(tracemalloc.get_traced_memory()[1] + most)
+        tracemalloc.stop()
+    assert held[1] < 1.2 * held[0]
+    assert held[1] < 20e6

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lmrecipes.data.sources import Rows
-from lmrecipes.data.targets import TaskData, build_task_data
+from lmrecipes.data.rows import Rows, RowStream
+from lmrecipes.data.targets import TaskData, collect
 from lmrecipes.problems import InputError
 from lmrecipes.recipe import Source, Task, TaskKind
 
@@ -21,13 +23,24 @@ def words(count: int) -> list[str]:
     return [f"text number {i}" for i in range(count)]
 
 
+def stream(rows: Rows, size: int = 10**9) -> RowStream:
+    """Rows in blocks of a size."""
+
+    def part(start: int) -> Rows:
+        cut = slice(start, start + size)
+        pairs, groups = (column if column is None else column[cut] for column in (rows.pairs, rows.groups))
+        return Rows(rows.texts[cut], pairs, rows.labels[cut], groups, lambda i: rows.origin(start + i))
+
+    return RowStream((part(start) for start in range(0, len(rows), size)), len(rows))
+
+
 def build(
     kind: TaskKind, labels: list[Any], texts: list[Any] | None = None, names: tuple[str, ...] | None = None,
-    groups: list[Any] | None = None, pairs: list[Any] | None = None, **source: Any,
+    groups: list[Any] | None = None, pairs: list[Any] | None = None, size: int = 10**9, **source: Any,
 ) -> TaskData:  # fmt: skip
     """The data of a source without splits."""
     task = Task(kind=kind, labels=names, source=Source(files="x", **source))
-    return build_task_data("t", task, {"all": Rows(texts or words(len(labels)), pairs, labels, groups)})
+    return collect("t", task, {"all": stream(Rows(texts or words(len(labels)), pairs, labels, groups), size)})
 
 
 def bad(kind: TaskKind, label: Any, names: tuple[str, ...] | None = None) -> str:
@@ -291,10 +304,10 @@ def test_given_splits_are_kept_and_missing_ones_cut_from_train() -> None:
     task = Task(kind="regression", source=ANY)
     rows = {split: Rows([f"{split} {i}" for i in range(n)], None, [1.0] * n) for split, n in
             {"train": 200, "validation": 9, "test": 7}.items()}  # fmt: skip
-    data = build_task_data("t", task, rows)
+    data = collect("t", task, {split: stream(part) for split, part in rows.items()})
     assert {split: len(part) for split, part in data.splits.items()} == {"train": 200, "validation": 9, "test": 7}
     del rows["validation"]
-    found = parts(build_task_data("t", task, rows))
+    found = parts(collect("t", task, {split: stream(part) for split, part in rows.items()}))
     assert found["test"] == {f"test {i}" for i in range(7)}
     assert 5 < len(found["validation"]) < 40
     assert all(text.startswith("train") for text in found["validation"] | found["train"])
@@ -303,7 +316,8 @@ def test_given_splits_are_kept_and_missing_ones_cut_from_train() -> None:
 def test_labels_of_every_split_are_known() -> None:
     rows = {"train": Rows(words(2), None, ["a", "b"]), "validation": Rows(["v"], None, ["a"]),
             "test": Rows(["t"], None, ["c"])}  # fmt: skip
-    data = build_task_data("t", Task(kind="classification", source=ANY), rows)
+    by_split = {split: stream(part) for split, part in rows.items()}
+    data = collect("t", Task(kind="classification", source=ANY), by_split)
     assert data.labels == ("a", "b", "c")
     assert data.splits["test"].targets.tolist() == [2]
 
@@ -315,3 +329,36 @@ def test_many_rows_take_time_in_proportion() -> None:
     data = build("multi_label", labels, on_bad_row="skip")
     assert time.process_time() - began < 6
     assert data.skipped == 50_000
+
+
+LABELS: dict[TaskKind, st.SearchStrategy[Any]] = {
+    "regression": st.sampled_from([1, 2.5, "3", None, "bad"]),
+    "classification": st.sampled_from(["b", "a", "10", 9, True, 3.0, None, ["a"]]),
+    "multi_label": st.sampled_from(["c|a", "", ["b"], ["b", None], [1, 1], ["z", ["q"]], "a", 5]),
+}
+
+
+@settings(deadline=None)
+@given(st.data(), st.sampled_from(list(LABELS)), st.integers(1, 20))
+def test_where_blocks_end_changes_nothing(data: st.DataObject, kind: TaskKind, size: int) -> None:
+    labels = [1, "a", "b"] * 20 + data.draw(st.lists(LABELS[kind], max_size=60))
+    texts = [f"text {n}" for n in data.draw(st.lists(st.integers(0, 300), min_size=len(labels), max_size=len(labels)))]
+
+    def outcome(size: int, policy: str) -> Any:
+        try:
+            found = build(kind, labels, texts, size=size, on_bad_row=policy)
+        except InputError as error:
+            return error.problems
+        splits = {split: (part.texts, part.targets.tolist()) for split, part in found.splits.items()}
+        return splits, found.labels, found.skipped
+
+    for policy in ("skip", "error"):
+        assert outcome(size, policy) == outcome(10**9, policy)
+
+
+def test_a_row_that_is_left_out_names_no_class() -> None:
+    labels = [["a"], ["b"]] * 60 + [["new", None], ["newer", ["nested"]]]
+    assert build("multi_label", labels, on_bad_row="skip").labels == ("a", "b")
+    texts = [*words(120), " "]
+    assert build("classification", ["a", "b"] * 60 + ["new"], texts, on_bad_row="skip").labels == ("a", "b")
+    assert build("classification", [*["a", "b"] * 60, ["new"]], on_bad_row="skip").labels == ("a", "b")

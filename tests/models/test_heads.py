@@ -98,6 +98,17 @@ def test_equal_targets(value: float) -> None:
     assert spec.mean == pytest.approx(value)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_give_the_same_head(kind: TaskKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = head_spec(kind, LABELS[kind], TARGETS[kind]).as_dict()
+    monkeypatch.setattr("lmrecipes.models.heads.CHUNK", 700)
+    cut = head_spec(kind, LABELS[kind], TARGETS[kind]).as_dict()
+    for name in ("prior", "constant_loss", "mean", "std"):
+        assert cut[name] == pytest.approx(whole[name], rel=1e-12), name
+    monkeypatch.setattr("lmrecipes.models.heads.CHUNK", 100)
+    assert head_spec("regression", (), np.full(1001, 0.1, np.float32)).std == 1.0
+
+
 def test_classes_and_labels_without_rows_stay_finite() -> None:
     spec = head_spec("classification", ("a", "b", "c"), np.zeros(10, np.int32))
     assert np.isfinite(spec.prior).all()
@@ -156,10 +167,11 @@ def test_multitask_loss_is_the_scaled_sum_of_the_tasks() -> None:
     total.backward()
     assert all(parameter.grad is not None for parameter in model.parameters()), "every parameter on every rank"
     assert (heads["tags"].linear.weight.grad == 0).all()
-    found = model(micro.buckets)
+    found = model(micro.texts)
     assert {name: tuple(value.shape) for name, value in found.items()} == {
         "score": (3,),
         "topic": (3, 5),
         "tags": (3, 4),
     }
+    assert torch.equal(model(micro.texts, pooled=True), vectors), "the trunk's vectors, for the probe"
     assert torch.allclose(found["score"], heads["score"].predictions(heads["score"](vectors)))

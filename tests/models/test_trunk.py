@@ -99,12 +99,13 @@ def test_bf16_mean_is_exact_in_the_count() -> None:
 
 
 def test_segments_are_read_where_the_model_has_them(tiny: Path, gpt: Path) -> None:
-    for folder, differs in ((tiny / "model", True), (gpt, True)):
+    """GPT-2 takes `token_type_ids` too, but looks them up as words: beside a pair a text would not be itself."""
+    for folder, differs in ((tiny / "model", True), (gpt, False)):
         trunk = trunk_of(folder)
         with torch.inference_mode():
             none, zero = trunk([alone(TEXTS[0])]), trunk([alone(TEXTS[0], [0] * 7)])
             second = trunk([alone(TEXTS[0], [0, 0, 0, 1, 1, 1, 1])])
-        assert torch.allclose(none, zero, atol=1e-6) == (folder != gpt), "BERT's default segment is 0"
+        assert torch.allclose(none, zero, atol=1e-6)
         assert torch.allclose(zero, second, atol=1e-3) != differs
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from conftest import Run
 from test_invariant import ENGINES, Rows, assert_same, trajectories
+from tiny import make_data, make_model
 
 from lmrecipes.machine import gpus
 
@@ -42,3 +44,31 @@ def test_half_precision_follows_fp32(
         else:
             assert all("loss_scale" in row for row in rows)
             assert any(row["applied"] for row in rows) or rows[-1]["loss_scale"] < rows[0]["loss_scale"]
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose heads are 16 wide, as flex attention needs."""
+    folder = tmp_path_factory.mktemp("wide")
+    make_model(folder / "model", hidden=64)
+    make_data(folder / "data")
+    return folder
+
+
+@pytest.mark.parametrize("attention", ["auto", "sdpa", "flex_attention"])
+def test_layouts_in_fp32(attention: str, run: Run, wide: Path, tmp_path: Path) -> None:
+    """Packed rows with each kernel; the start-up probe has looked at each of them before."""
+    changes = {"model.attention": attention}
+    padded = trajectories(run, wide, tmp_path / "padded", 1, "plain", "cuda", layouts=("padded",))["padded"]
+    layouts = ("packed",) if attention == "flex_attention" else ("auto", "grouped", "packed")
+    for rows in trajectories(run, wide, tmp_path, 1, "plain", "cuda", layouts=layouts, **changes).values():
+        assert_same(rows, padded, 1e-4)
+
+
+@pytest.mark.skipif(find_spec("flash_attn") is None, reason="needs the package flash_attn")
+@pytest.mark.parametrize("engine", ["plain", 2, 3])
+def test_flash_attention_reads_one_row_without_padding(engine: str | int, run: Run, wide: Path, tmp_path: Path) -> None:
+    changes = {"model.attention": "flash_attention_2", "precision.compute": "bf16"}
+    found = trajectories(run, wide, tmp_path, 1, engine, "cuda", layouts=("padded", "packed"), **changes)
+    losses = {layout: [row["loss"] for row in rows] for layout, rows in found.items()}
+    assert losses["packed"] == pytest.approx(losses["padded"], rel=0.03)

@@ -1,8 +1,8 @@
 """The promise of a step: one recipe gives one trajectory, whatever it runs on.
 
 Losses, per-task losses and gradient norms of the first 10 steps agree in fp32 to 1e-5 (relative) between one process
-and two, accumulation 1 and 4, plain torch, DDP and ZeRO 0-3. The tasks differ in kind, length and count; `rare` is
-missing from most micro-batches and from some whole steps.
+and two, accumulation 1 and 4, plain torch, DDP and ZeRO 0-3, and all layouts. The tasks differ in kind, length and
+count; `rare` is missing from most micro-batches and from some whole steps.
 """
 
 from __future__ import annotations
@@ -26,17 +26,21 @@ Rows = list[dict[str, Any]]
 
 
 def trajectories(
-    run: Run, tiny: Path, out: Path, world: int, engine: str | int, device: Device = "cpu", **changes: Any
-) -> dict[str, Rows]:
-    """Train with accumulation 1 and 4 on `world` processes; rows of each step by accumulation."""
+    run: Run, tiny: Path, out: Path, world: int, engine: str | int, device: Device = "cpu",
+    layouts: tuple[str, ...] = (), **changes: Any,
+) -> dict[str, Rows]:  # fmt: skip
+    """Train on `world` processes with accumulation 1 and 4, or with 2 in each of the layouts; rows of each step by
+    accumulation or layout."""
     cases = {}
-    for accumulation in (1, 4):
-        recipe = make_recipe(tiny, **{"batch.micro_examples": 16 // world // accumulation, **changes})
+    plans = {layout: (2, layout) for layout in layouts} or {"1": (1, "auto"), "4": (4, "auto")}
+    for name, (accumulation, layout) in plans.items():
+        micro = {"batch.micro_examples": 16 // world // accumulation, "batch.layout": layout}
+        recipe = make_recipe(tiny, **micro, **changes)
         pair = None
         if engine != "plain":
             zero: Any = engine
             pair = launch_pair(Recipe.model_validate(recipe), zero, recipe["precision"]["compute"], world, device)
-        cases[str(accumulation)] = {"recipe": recipe, "deepspeed": pair.deepspeed if pair else None}
+        cases[name] = {"recipe": recipe, "deepspeed": pair.deepspeed if pair else None}
     out.mkdir(parents=True, exist_ok=True)
     order = out / "order.json"
     order.write_text(json.dumps({"cases": cases, "out": str(out)}))
@@ -83,3 +87,15 @@ def test_one_trajectory(
     found = trajectories(run, tiny, tmp_path, world, engine)
     for accumulation in ("1", "4"):
         assert_same(found[accumulation], reference["1"], 1e-5)
+
+
+@pytest.mark.parametrize(("world", "engine"), [(1, "plain"), (2, 3)])
+def test_every_layout(
+    world: int, engine: str | int, run: Run, tiny: Path, reference: dict[str, Rows], tmp_path: Path
+) -> None:
+    """ZeRO-3 gathers weights at every pass of a module: the layouts differ in how many there are."""
+    layouts = ("padded", "buckets", "packed")
+    found = trajectories(run, tiny, tmp_path, world, engine, layouts=layouts)
+    assert found.keys() == set(layouts)
+    for rows in found.values():
+        assert_same(rows, reference["1"], 1e-5)

@@ -1,0 +1,114 @@
+"""Encoded examples as they are read: arrays in mapped memory. A split may be larger than the machine's memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmrecipes.data.arrays import load_mapped
+from lmrecipes.data.permutation import hash_key, hash_uniform
+from lmrecipes.recipe import Task
+
+SAMPLED_AT_ONCE = 2**20
+"""Rows whose hashes are in memory at once while a sample is drawn."""
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """One split of one task, memory-mapped."""
+
+    folder: Path
+    split: str
+
+    @cached_property
+    def tokens(self) -> NDArray[np.int32]:
+        """All token ids, end to end."""
+        return self._load("tokens")
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """[n + 1]: text i is tokens[offsets[i]:offsets[i + 1]]."""
+        return self._load("offsets")
+
+    @cached_property
+    def targets(self) -> NDArray[Any]:
+        """float32 [n], int32 [n] or uint8 [n, labels]."""
+        return self._load("targets")
+
+    @cached_property
+    def types(self) -> NDArray[np.uint8] | None:
+        """Segment of each token, for text pairs."""
+        return self._load("types") if self._has("types") else None
+
+    @cached_property
+    def _supervised(self) -> NDArray[np.int32] | None:
+        return self._load("supervised") if self._has("supervised") else None
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each text, [n], made anew in memory: for small splits. Training asks for `lengths_of` its rows."""
+        return np.diff(self.offsets)
+
+    def lengths_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of these texts, [k]."""
+        return self.offsets[rows + 1] - self.offsets[rows]
+
+    def supervised_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of these texts that carry loss, [k]: one, where the label is of the whole text."""
+        return np.ones(len(rows), np.int64) if self._supervised is None else self._supervised[rows].astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def sample(self, most: int | None, purpose: str) -> NDArray[np.int64]:
+        """Row numbers in order: all, or the `most` of smallest hash; the same rows for every recipe and seed."""
+        if most is None or most >= len(self):
+            return np.arange(len(self), dtype=np.int64)
+        key = hash_key(purpose, self.split)
+        chosen, smallest = np.zeros(0, np.int64), np.zeros(0, np.float64)
+        for start in range(0, len(self), SAMPLED_AT_ONCE):
+            rows = np.arange(start, min(start + SAMPLED_AT_ONCE, len(self)), dtype=np.int64)
+            hashes = hash_uniform(key, rows)
+            if len(chosen) == most:
+                hopeful = hashes < smallest[-1]
+                rows, hashes = rows[hopeful], hashes[hopeful]
+            rows, hashes = np.concatenate([chosen, rows]), np.concatenate([smallest, hashes])
+            order = np.argsort(hashes, kind="stable")[:most]  # of equal hashes, the earlier row
+            chosen, smallest = rows[order], hashes[order]
+        return np.sort(chosen)
+
+    def _has(self, part: str) -> bool:
+        return self._path(part).exists()
+
+    def _load(self, part: str) -> NDArray[Any]:
+        return load_mapped(self._path(part))
+
+    def _path(self, part: str) -> Path:
+        return self.folder / f"{self.split}.{part}.npy"
+
+
+@dataclass(frozen=True)
+class EncodedTask:
+    """A task ready to be trained on.
+
+    skipped: bad rows left out. counts[split]: rows, tokens, truncated (rows), supervised (tokens that carry loss),
+    masked (rows without any). duplicates: `{"train/test": rows of test whose text stands in train too, ...}`.
+    """
+
+    name: str
+    task: Task
+    labels: tuple[str, ...]
+    skipped: int
+    counts: dict[str, dict[str, int]]
+    duplicates: dict[str, int]
+    splits: dict[str, EncodedSplit]
+
+    @property
+    def train(self) -> EncodedSplit:
+        """The training split."""
+        return self.splits["train"]

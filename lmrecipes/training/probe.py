@@ -1,0 +1,95 @@
+"""The start-up probe: does the run's layout really keep texts apart, on this model, this device and these kernels?
+
+A few random texts go through the wrapped model as the run will lay them out. Then one of them is changed: no other may
+move. And each must be read as it is when it is alone in the model's own attention: that catches wrong positions, read
+padding, and arithmetic of a model's attention that the layout's kernel does not know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lmrecipes.data.batches import Batcher
+from lmrecipes.data.layout import Arrangement
+from lmrecipes.data.permutation import hash_key, hash_uniform
+from lmrecipes.problems import InputError, Problem
+from lmrecipes.training.engine import Engine
+
+LENGTHS = (19, 17, 12, 11, 7, 4, 3)
+"""Tokens of the texts: alike in pairs, so that rectangles hold neighbours and padding."""
+READ_ALONE = (0, 1, 3, 6)
+"""The texts that are also read alone."""
+LEAK = 0.01
+"""Largest move of a text, as a share of how far the changed text itself moved."""
+APART = {torch.float32: 1e-3, torch.float16: 0.01, torch.bfloat16: 0.05}
+"""Largest distance between a text among others and alone, as a share of the distance between two texts, by the dtype of
+the products; on top of it four units of the dtype's resolution (measured on MiniLM in bf16: 0.007 in all)."""
+
+
+@dataclass(frozen=True)
+class _Split:
+    tokens: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    types: None = None
+
+
+def probe_layout(engine: Engine, arrangement: Arrangement, longest: int, seed: int) -> None:
+    """Raise InputError on every rank where texts touch each other, or are not read as alone. Every rank must call it.
+
+    longest: tokens of the longest text that the run may hold.
+    """
+    problem = _found(engine, replace(arrangement, buckets=min(arrangement.buckets, 3)), longest, seed)
+    first = next((found for found in engine.gather(problem) if found is not None), None)
+    if first is not None:
+        raise InputError(first)
+
+
+def _found(engine: Engine, arrangement: Arrangement, longest: int, seed: int) -> Problem | None:
+    lengths = np.minimum(LENGTHS, longest).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    vocabulary = int(engine.module.trunk.model.config.vocab_size)
+    draws = hash_uniform(hash_key(seed, "probe"), np.arange(offsets[-1]))
+    tokens = (draws * vocabulary).astype(np.int32)
+    changed = tokens.copy()
+    changed[: lengths[0]] = (tokens[: lengths[0]] + vocabulary // 2) % vocabulary
+
+    def vectors(words: NDArray[np.int32], parts: list[NDArray[np.int64]], cut: Arrangement) -> Tensor:
+        batcher, count = Batcher({"probe": _Split(words, offsets)}, {}, {}), len(lengths)
+        texts = batcher.texts(parts, np.zeros(count, np.int16), np.arange(count), cut)
+        out: Tensor = engine.predict(texts, pooled=True)
+        return out.float()
+
+    parts = arrangement.parts(np.arange(len(lengths)), lengths)
+    order = np.concatenate(parts)
+    place = np.argsort(order)
+    before, after = (vectors(words, parts, arrangement)[place] for words in (tokens, changed))
+    moved = (after - before).norm(dim=1)
+    with engine.module.trunk.native():
+        one_by_one = [vectors(tokens, [np.array([text])], Arrangement("padded")) for text in READ_ALONE]
+    among = before[list(READ_ALONE)]
+    return judge(among, torch.cat(one_by_one), moved, engine.compute_dtype, arrangement.layout)
+
+
+def judge(among: Tensor, alone: Tensor, moved: Tensor, dtype: torch.dtype, layout: str) -> Problem | None:
+    """among, alone: the vectors of some texts among others and alone, fp32 [texts, hidden]; moved: how far each text's
+    vector went when the first was changed."""
+    fix = "set batch.layout: buckets, or padded; or model.attention: sdpa"
+    if not all(bool(torch.isfinite(numbers).all()) for numbers in (among, alone, moved)):
+        what = f"the layout {layout} gives numbers that are not finite"
+        return Problem("batch.layout", what, fix, "layout-finite")
+    leak = float(moved[1:].max() / moved[0])
+    if not leak < LEAK:
+        what = f"in the layout {layout} a changed text moves its neighbours by {leak:.1%} of its own move"
+        return Problem("batch.layout", what, fix, "layout-leak")
+    between = float((alone - alone.roll(1, 0)).norm(dim=1).mean())
+    limit = APART[dtype] * between + 4 * torch.finfo(dtype).eps * float(alone.norm(dim=1).max())
+    far = float((among - alone).norm(dim=1).max())
+    if not far < limit:
+        what = f"in the layout {layout} a text is read {far / between:.1%} of the way to another text from itself alone"
+        return Problem("batch.layout", what, fix, "layout-alone")
+    return None
