@@ -26,9 +26,9 @@ import numpy as np  # noqa: E402
 from pairs import Pairs, interleave, markdown_table, measured_on  # noqa: E402
 
 from lmrecipes.assets import resolve_model  # noqa: E402
-from lmrecipes.data.encode import encode_tasks, training_rows  # noqa: E402
-from lmrecipes.data.layout import lay_out  # noqa: E402
-from lmrecipes.data.mixture import build_mixture  # noqa: E402
+from lmrecipes.data.encode import encode_tasks  # noqa: E402
+from lmrecipes.data.facts import mixture_of  # noqa: E402
+from lmrecipes.data.layout import Arrangement, lay_out  # noqa: E402
 from lmrecipes.machine import cores, this_machine  # noqa: E402
 from lmrecipes.planning.batch import plan_batch  # noqa: E402
 from lmrecipes.planning.launch_pair import launch_pair  # noqa: E402
@@ -133,10 +133,10 @@ def first_step(recipe: Recipe, case: Case, folder: Path) -> dict[str, Any]:
     """The content of WORK.json (see bare.py): the same model, data, engine settings and first batch."""
     tasks = encode_tasks(recipe)
     plan = plan_batch(recipe.batch.examples, recipe.batch.micro_examples, case.processes)
-    drawn, rows = build_mixture(recipe, training_rows(tasks)).at(np.arange(plan.examples))
+    drawn, rows = mixture_of(recipe, tasks).at(np.arange(plan.examples))
     splits = [task.train for task in tasks.values()]
     lengths = np.array([splits[task].lengths[row] for task, row in zip(drawn, rows, strict=True)])
-    layout = lay_out(lengths, plan, recipe.batch.length_buckets)
+    layout = lay_out(lengths, plan, Arrangement("buckets", recipe.batch.length_buckets))
     deepspeed = None
     if case.zero is not None:
         device = this_machine().device

@@ -56,10 +56,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Track:
-    """The record of one run: its name and the lines of its metrics.jsonl."""
+    """The record of one run: its name, the lines of its metrics.jsonl, and what shares of its mixture count."""
 
     name: str
     metrics: Sequence[Mapping[str, Any]]
+    unit: str = "examples"
 
     def points(self, key: str) -> Points:
         """Steps and values of a metric, without the lines in which it is missing or null."""
@@ -70,6 +71,8 @@ class Track:
 def groups_of(tracks: Sequence[Track], tasks: Sequence[str], headlines: Mapping[str, str]) -> list[Group]:
     """All charts of the report. One run: a chart compares its tasks. Several runs: a chart compares the runs."""
     compare = _Comparison(tracks, tasks)
+    units = {track.unit for track in tracks}
+    share = f"Share of {_words(units.pop())}" if len(units) == 1 else "Share, in each run's own unit"
     loss = compare.overall("loss", "Loss", "all tasks together", smooth=True)
     task_loss = compare.by_task("loss/{task}", "Loss", smooth=True)
     metrics = compare.evaluations(headlines)
@@ -97,9 +100,11 @@ def groups_of(tracks: Sequence[Track], tasks: Sequence[str], headlines: Mapping[
         ),
         Group(
             "Mixture",
-            "What the model has really seen; padding is not counted.",
+            "What the model has really seen, from the start of the run to each step; padding is not counted.",
             [
-                *compare.by_task("share/{task}", "Share of examples", target="target_share/{task}", percent=True),
+                *compare.by_task("share/{task}", share, target="target_share/{task}", percent=True),
+                *compare.by_task("weight/{task}", "Share in force", percent=True, note="by which each step is drawn"),
+                *compare.by_task("loss_factor/{task}", "Loss factor", from_zero=True),
                 *shown,
             ],
             folded,
@@ -138,7 +143,7 @@ class _Comparison:
         return [Chart(title, lines, note, **look)] if lines else []
 
     def by_task(
-        self, key: str, title: str, smooth: bool = False, target: str | None = None, **look: bool
+        self, key: str, title: str, smooth: bool = False, target: str | None = None, note: str = "", **look: bool
     ) -> list[Chart]:
         """One run: one chart with a line for each task. Several: a chart for each task, with a line for each run."""
         members = [
@@ -153,9 +158,8 @@ class _Comparison:
             if target is not None and lines:
                 lines += _lines(f"{name}, target", series, track, target.format(task=task), False, "target")
             charts.setdefault("" if self.single else task, []).extend(lines)
-        note = "by task" if self.single else ""
-        if target is not None:
-            note = f"{note}; dashed: target".strip("; ")
+        said = ["by task" if self.single else "", note, "dashed: target" if target is not None else ""]
+        note = "; ".join(part for part in said if part)
         return [
             Chart(f"{title}, {task}" if task else title, lines, note, **look) for task, lines in charts.items() if lines
         ]

@@ -106,7 +106,7 @@ function draw(plot) {
     xaxis: { ...axis, showgrid: false, ticks: "outside", ticklen: 4, tickcolor: css("--line"), hoverformat: ",d",
       rangemode: "tozero", spikecolor: css("--muted"), spikethickness: 1, spikedash: "dot",
       unifiedhovertitle: { text: "step %{x}" } },
-    yaxis: { ...axis, nticks: 6, tickformat: percent ? ".0%" : "", hoverformat: percent ? ".1%" : ",.4~g",
+    yaxis: { ...axis, nticks: 6, tickformat: percent ? ".2~%" : "", hoverformat: percent ? ".2~%" : ",.4~g",
       exponentformat: small ? "e" : "SI", rangemode: chart.from_zero ? "tozero" : "normal" },
   }, { displayModeBar: false, responsive: true });
 }

@@ -12,6 +12,7 @@ from lmrecipes.files import json_text, write_text_atomically
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.tracking import sections
 from lmrecipes.tracking.charts import Track, groups_of
+from lmrecipes.tracking.mixture_section import planned_and_realised
 from lmrecipes.tracking.page import SCRIPT, STYLE
 from lmrecipes.tracking.run_record import RunRecord, read_run
 
@@ -58,7 +59,7 @@ def _page(runs: Sequence[RunRecord]) -> str:
 
     tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
     headlines = {task: next(name for run in runs if (name := run.headline(task)) is not None) for task in tasks}
-    groups = groups_of([Track(run.label, run.metrics) for run in runs], tasks, headlines)
+    groups = groups_of([Track(run.label, run.metrics, run.unit) for run in runs], tasks, headlines)
     charts = [chart for group in groups for chart in (*group.charts, *group.more)]
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
     body = [
@@ -66,6 +67,7 @@ def _page(runs: Sequence[RunRecord]) -> str:
         sections.results(runs, tasks),
         sections.differences(runs),
         sections.curves(groups, tasks if len(runs) == 1 else [run.label for run in runs]),
+        planned_and_realised(runs, tasks),
         sections.time_spent(runs),
         sections.environments(runs),
         sections.recipes(runs),

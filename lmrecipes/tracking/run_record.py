@@ -28,6 +28,8 @@ class RunRecord:
     recipe_text: str
     environment: Mapping[str, Any]
     metrics: list[dict[str, Any]]
+    mixture: Mapping[str, Mapping[str, Any]]
+    """What was planned for each task."""
     evaluation: Mapping[str, Any] | None
     written: str
     """When the last line of metrics was written, local time."""
@@ -46,6 +48,11 @@ class RunRecord:
     def tasks(self) -> dict[str, Mapping[str, Any]]:
         """The recipe's tasks by name."""
         return dict(self.recipe.get("tasks") or {})
+
+    @property
+    def unit(self) -> str:
+        """What shares of the mixture count."""
+        return str((self.recipe.get("mixture") or {}).get("unit") or "examples")
 
     def headline(self, task: str) -> str | None:
         """The headline metric of a task: as evaluated, else as the recipe says. None: the run has no such task."""
@@ -83,6 +90,7 @@ def read_run(path: Path) -> RunRecord:
         recipe_text=recipe_text,
         environment=_read_json(folder.environment) or {},
         metrics=read_metrics(folder.metrics),
+        mixture=_read_json(folder.mixture) or {},
         evaluation=_read_json(folder.evaluation),
         written=written,
     )

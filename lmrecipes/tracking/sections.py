@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from lmrecipes.tracking.charts import Chart, Group
+from lmrecipes.tracking.html import compact, disc, section, table
 from lmrecipes.tracking.results import (
     Baseline,
     Result,
@@ -31,7 +32,7 @@ def header(runs: Sequence[RunRecord], title: str) -> str:
     if len(runs) > 1:
         rows = "".join(_run_row(at, run) for at, run in enumerate(runs))
         heads = "<th>Run</th><th>Recipe</th><th>State</th><th class=n>Training</th><th class=n>Tokens/s</th><th>On</th>"
-        return f'<header><p class="kicker">Run report</p><h1>{escape(title)}</h1></header>\n{_table(heads, rows)}'
+        return f'<header><p class="kicker">Run report</p><h1>{escape(title)}</h1></header>\n{table(heads, rows)}'
     (run,) = runs
     description = run.recipe.get("description") or ""
     tokens = sum(values[-1] for task in run.tasks if (values := run.values(f"tokens/{task}")))
@@ -39,10 +40,10 @@ def header(runs: Sequence[RunRecord], title: str) -> str:
     speed = run.values("tokens_per_second")
     tiles = [
         (f"{run.step:,}" + (f" of {run.steps:,}" if run.steps else ""), "optimizer steps"),
-        (_compact(examples) if examples else None, "examples seen"),
-        (_compact(tokens) if tokens else None, "tokens seen"),
+        (compact(examples) if examples else None, "examples seen"),
+        (compact(tokens) if tokens else None, "tokens seen"),
         (_training_time(run), "of training"),
-        (_compact(statistics.median(speed)) if speed else None, "tokens per second, median"),
+        (compact(statistics.median(speed)) if speed else None, "tokens per second, median"),
         (number(run.values("loss")[-1]) if run.values("loss") else None, "loss at the last step"),
     ]
     boxes = "".join(f'<div class="card tile"><b>{escape(b)}</b><span>{escape(s)}</span></div>' for b, s in tiles if b)
@@ -59,7 +60,7 @@ def results(runs: Sequence[RunRecord], tasks: Sequence[str]) -> str:
     """Result per task beside the baselines; all metrics folded below it."""
     evaluated = [run for run in runs if run.evaluation is not None]
     if not evaluated:
-        return _section(
+        return section(
             "Results", '<p class="note">There is no final evaluation yet; the curves below are what is known.</p>'
         )
     splits = sorted({str((run.evaluation or {}).get("split", "test")) for run in evaluated})
@@ -73,7 +74,7 @@ def results(runs: Sequence[RunRecord], tasks: Sequence[str]) -> str:
     short = _results_table(runs, tasks, baselines, headline_only=True)
     full = _results_table(runs, tasks, baselines, headline_only=False)
     more = f"<details><summary>All metrics</summary>{full}</details>"
-    return _section("Results", f'<p class="note">{escape(note.strip())}</p>{short}{more}')
+    return section("Results", f'<p class="note">{escape(note.strip())}</p>{short}{more}')
 
 
 def differences(runs: Sequence[RunRecord]) -> str:
@@ -89,17 +90,17 @@ def differences(runs: Sequence[RunRecord]) -> str:
             cells = "".join(f"<td>{'' if value is None else escape(str(value))}</td>" for value in values)
             rows.append(f"<tr><th>{escape(key)}</th>{cells}</tr>")
     if not rows:
-        return _section("What differs", '<p class="note">Nothing: same recipe, same kind of machine.</p>')
-    heads = "".join(f"<th>{_key(at)}{escape(run.label)}</th>" for at, run in enumerate(runs))
-    return _section("What differs", _table(f"<th></th>{heads}", "".join(rows)))
+        return section("What differs", '<p class="note">Nothing: same recipe, same kind of machine.</p>')
+    heads = "".join(f"<th>{disc(at)}{escape(run.label)}</th>" for at, run in enumerate(runs))
+    return section("What differs", table(f"<th></th>{heads}", "".join(rows)))
 
 
 def curves(groups: Sequence[Group], names: Sequence[str]) -> str:
     """The charts, under a legend that stays in sight and hides and shows a task (or a run) everywhere."""
     if not groups:
-        return _section("Curves", '<p class="note">No step is on record yet.</p>')
+        return section("Curves", '<p class="note">No step is on record yet.</p>')
     buttons = "".join(
-        f'<button type="button" aria-pressed="true" data-series="{at}">{_key(at)}{escape(name)}</button>'
+        f'<button type="button" aria-pressed="true" data-series="{at}">{disc(at)}{escape(name)}</button>'
         for at, name in enumerate(names)
     )
     parts = [f'<div class="legend" role="group" aria-label="Show or hide">{buttons}</div>']
@@ -111,7 +112,7 @@ def curves(groups: Sequence[Group], names: Sequence[str]) -> str:
         if group.more:
             content += f"<details><summary>{escape(group.more_title)}</summary>{_figures(group.more, at)}</details>"
             at += len(group.more)
-        parts.append(_section(group.title, content))
+        parts.append(section(group.title, content))
     return "\n".join(parts)
 
 
@@ -123,7 +124,7 @@ def time_spent(runs: Sequence[RunRecord]) -> str:
         if not steps or not sum(steps):
             continue
         share = sum(waits) / sum(steps)
-        name = f"<h3>{_key(at)}{escape(run.label)}</h3>" if len(runs) > 1 else ""
+        name = f"<h3>{disc(at)}{escape(run.label)}</h3>" if len(runs) > 1 else ""
         slowest = statistics.quantiles(steps, n=20)[-1] if len(steps) > 1 else steps[0]
         total = _training_time(run)
         text = (
@@ -141,14 +142,14 @@ def time_spent(runs: Sequence[RunRecord]) -> str:
             f'<div class="card run">{name}<p>{keys}</p><div class="bar" aria-hidden="true">{bars}</div>'
             f'<p class="note">{escape(text)}</p></div>'
         )
-    return _section("Where the time went", "".join(parts)) if parts else ""
+    return section("Where the time went", "".join(parts)) if parts else ""
 
 
 def environments(runs: Sequence[RunRecord]) -> str:
     """Where it ran, and the command that started it."""
     parts = []
     for at, run in enumerate(runs):
-        name = f"<h3>{_key(at)}{escape(run.label)}</h3>" if len(runs) > 1 else ""
+        name = f"<h3>{disc(at)}{escape(run.label)}</h3>" if len(runs) > 1 else ""
         if not run.environment:
             parts.append(f'<div class="card run">{name}<p class="note">environment.json is not written yet.</p></div>')
             continue
@@ -160,7 +161,7 @@ def environments(runs: Sequence[RunRecord]) -> str:
             if value not in (None, "")
         )
         parts.append(f'<div class="card run">{name}{_command(run.environment.get("command"))}<dl>{rows}</dl></div>')
-    return _section("Environment", "".join(parts))
+    return section("Environment", "".join(parts))
 
 
 def recipes(runs: Sequence[RunRecord]) -> str:
@@ -170,7 +171,7 @@ def recipes(runs: Sequence[RunRecord]) -> str:
         f'<div class="card"><pre>{escape(run.recipe_text)}</pre></div></details>'
         for run in runs
     ]
-    return _section("Recipe" if len(runs) == 1 else "Recipes", "".join(parts))
+    return section("Recipe" if len(runs) == 1 else "Recipes", "".join(parts))
 
 
 def _results_table(
@@ -180,7 +181,7 @@ def _results_table(
     single = len(runs) == 1
     heads = ["<th>Task</th>", "<th>Metric</th>"]
     heads += [
-        f"<th class=n>{'<i class=key></i>This run' if single else _key(at) + escape(run.label)}</th>"
+        f"<th class=n>{'<i class=key></i>This run' if single else disc(at) + escape(run.label)}</th>"
         for at, run in enumerate(runs)
     ]
     heads += [
@@ -201,7 +202,7 @@ def _results_table(
             ours = [None if result is None else result.ours for result in found]
             first = next(result for result in found if result is not None)
             rows.append(_result_row(at, first, ours, theirs, single, headline_only))
-    return _table("".join(heads), "".join(rows))
+    return table("".join(heads), "".join(rows))
 
 
 def _result_row(
@@ -219,7 +220,7 @@ def _result_row(
     if short:
         cells.append(f'<td class="where">{_track(at, ours, theirs, single)}</td>')
     rows = "" if result.rows is None else f"{result.rows:,}"
-    key = _key(at) if single else ""
+    key = disc(at) if single else ""
     metric = f"{escape(words(result.metric))}<small>{'lower is better' if lower else ''}</small>"
     return (
         f"<tr><th>{key}{escape(result.task)}<small>{escape(words(result.kind))}</small></th><td>{metric}</td>"
@@ -259,9 +260,9 @@ def _by_metric(run: RunRecord, headline_only: bool) -> dict[tuple[str, str], Res
 def _run_row(at: int, run: RunRecord) -> str:
     speed = run.values("tokens_per_second")
     return (
-        f"<tr><th>{_key(at)}{escape(run.name)}</th><td>{escape(str(run.recipe.get('name', '')))}</td>"
+        f"<tr><th>{disc(at)}{escape(run.name)}</th><td>{escape(str(run.recipe.get('name', '')))}</td>"
         f"<td>{_state(run)}</td><td class=n>{escape(_training_time(run) or '')}</td>"
-        f"<td class=n>{_compact(statistics.median(speed)) if speed else ''}</td>"
+        f"<td class=n>{compact(statistics.median(speed)) if speed else ''}</td>"
         f'<td class="long">{escape(hardware(run.environment))}</td></tr>'
     )
 
@@ -277,14 +278,6 @@ def _state(run: RunRecord) -> str:
 def _training_time(run: RunRecord) -> str | None:
     seconds = (run.evaluation or {}).get("seconds_of_training")
     return None if seconds is None else duration(seconds)
-
-
-def _table(heads: str, rows: str) -> str:
-    return f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{content}</section>"
 
 
 def _figures(charts: Sequence[Chart], first: int) -> str:
@@ -304,18 +297,6 @@ def _command(command: Any) -> str:
         return ""
     text = command if isinstance(command, str) else shlex.join(map(str, command))
     return f'<div class="command"><pre>{escape(text)}</pre><button type="button" class="copy">Copy</button></div>'
-
-
-def _key(series: int) -> str:
-    return f'<i class="key" style="--c:var(--s{series % 6})"></i>'
-
-
-def _compact(value: float) -> str:
-    """1234567 -> `1.23 M`."""
-    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M")):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:,.0f}"
 
 
 def _seconds(value: float) -> str:

@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lmrecipes.tracking.results import write_results_into
 
@@ -21,6 +24,7 @@ def load(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     before = list(sys.path)
+    sys.path.insert(0, str((BENCHMARKS / name).parent))  # as for a script
     spec.loader.exec_module(module)
     sys.path[:] = before
     return module
@@ -86,7 +90,162 @@ def test_first_step_of_the_bare_script_holds_the_whole_batch_once(tiny: Path, no
     assert Path(work["deepspeed"]).is_file() and all(Path(task["folder"]).is_dir() for task in work["tasks"])
 
 
-@pytest.mark.parametrize("name", ["startup", "loop"])
+def test_streaming_says_which_part_takes_too_much_memory() -> None:
+    run = load("streaming/run")
+    part = {"seconds": 2.0, "size": 30.0, "before": 100.0, "peak": 101.0, "mapped": 5.0, "opened": 0.5}
+    results = dict.fromkeys(("encode", "prepare", "stream", "read"), part)
+    assert run.too_much(results) == []
+    large = part | {"peak": 101.0 + run.BOUNDS["stream"]}
+    assert run.worst(large, part)["peak"] == large["peak"]
+    (line,) = run.too_much(results | {"stream": large})
+    assert line.startswith("stream took") and f"more than {run.BOUNDS['stream']:.0f}" in line
+    rates = pairs.Pairs(ours=(9000.0, 7000.0, 8000.0), bare=(10.0, 30.0, 20.0))
+    lines = run.table(1000, results, rates).splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["500", "500", "8,000", "20"]
+
+
+def test_streaming_reads_what_it_encoded(tmp_path: Path, no_assets: Path) -> None:
+    measured = load("streaming/measured")
+    assert measured.corpus(tmp_path, 5000)["size"] > 0
+    assert measured.encode(tmp_path, 5000)["peak"] > 0
+    assert measured.stream(tmp_path, 5000, 20)["seconds"] > 0
+    task = measured.encoded(tmp_path)
+    assert task.labels == tuple(sorted(measured.CLASSES)) and not any(task.duplicates.values())
+    assert measured.prepare(tmp_path, 5000)["size"] > 0
+    assert measured.read(tmp_path, 5000, 20)["seconds"] > 0
+
+
+def test_measures_in_turn_change_who_goes_first() -> None:
+    order: list[str] = []
+    said: list[str] = []
+    measures = {name: lambda name=name: float(order.append(name) or len(order)) for name in "abc"}
+    taken = pairs.in_turn(2, measures, said.append)
+    assert order == ["a", "b", "c", "c", "b", "a"]
+    assert taken == {"a": (1.0, 6.0), "b": (2.0, 5.0), "c": (3.0, 4.0)}
+    assert len(said) == 2 and "a 6, b 5, c 4" in said[-1]
+
+
+def test_a_target_is_met_from_its_value_on() -> None:
+    targets = [pairs.Target("fast", reached, 5) for reached in (4.99, 5.0)]
+    assert [target.met for target in targets] == [False, True]
+    assert [line.split(" | ")[-1] for line in pairs.targets_table(targets).splitlines()[2:]] == ["missed |", "met |"]
+
+
+def test_largest_deviation_is_that_of_the_worst_prefix() -> None:
+    workload = load("mixing/workload")
+    sources = np.array([0, 0, 1, 1, 0, 1])
+    assert workload.largest_deviation(sources, (0.5, 0.5)) == 1.0  # after the second sample
+    assert workload.largest_deviation(sources, (0.5, 0.5), every=4) == 0.0
+    assert workload.largest_deviation(sources, (0.5, 0.5), before=10, counts=(7, 3)) == 3.0
+    assert workload.largest_deviation(np.zeros(100, int), (0.9, 0.1)) == pytest.approx(10)
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=30), st.integers(1, 4))
+def test_largest_deviation_agrees_with_counting(drawn: list[int], every: int) -> None:
+    workload, weights = load("mixing/workload"), (0.5, 0.3, 0.2)
+    prefixes = [drawn[:n] for n in range(every, len(drawn) + 1, every)]
+    slow = max((abs(p.count(s) - w * len(p)) for p in prefixes for s, w in enumerate(weights)), default=0.0)
+    assert workload.largest_deviation(np.array(drawn), weights, every) == pytest.approx(slow)
+
+
+def test_token_error_weighs_samples_by_their_length() -> None:
+    workload = load("mixing/workload")
+    found = workload.token_error(np.array([0, 1, 0, 1]), np.array([30, 10, 10, 10]), (0.5, 0.5))
+    assert found.share == pytest.approx(40 / 60 - 0.5) and found.tokens == 15.0
+
+
+def test_a_workload_knows_its_rows_and_corrects_weights_by_length() -> None:
+    workload = load("mixing/workload")
+    work = workload.Workload((2, 3), (0.5, 0.5))
+    assert work.sources(np.arange(5)).tolist() == [0, 0, 1, 1, 1]
+    assert work.corrected(np.array([30, 30, 10, 10, 10])).weights == pytest.approx((0.25, 0.75))
+    lengths = workload.lengths_of((20_000, 100), (50.0, 3.0), 200)
+    assert lengths.min() >= 1 and lengths.max() == 200
+    assert lengths[:20_000].mean() == pytest.approx(50, rel=0.05) and lengths[20_000:].mean() < 10
+    assert sum(workload.many(7, 10).weights) == pytest.approx(1)
+
+
+def test_batches_of_ranks_are_compared_as_sets() -> None:
+    workload = load("mixing/workload")
+    reference = [np.array([1, 2, 3, 4]), np.array([5, 6, 7, 8])]
+    ranks = [[np.array([4, 2]), np.array([5, 6])], [np.array([1, 3]), np.array([7, 9])]]
+    assert workload.same_batches(workload.union(ranks), reference) == 1
+
+
+def test_our_global_batches_hold_the_rows_of_the_mixture_for_any_number_of_ranks_and_workers() -> None:
+    workload, ours = load("mixing/workload"), load("mixing/with_lmrecipes")
+    work = workload.Workload((50, 200, 700), (0.5, 0.3, 0.2))
+    rows = ours.ids(ours.mixture(work), work, 3 * ours.BATCH).reshape(3, -1)
+    for world, workers in ((1, 0), (2, 0), (4, 2)):
+        ranks = ours.Stream(work).batches(3, world, workers)
+        assert len(ranks) == world and {len(batch) for rank in ranks for batch in rank} == {ours.BATCH // world}
+        assert workload.same_batches(workload.union(ranks), list(rows)) == 3
+
+
+def test_token_shares_hold_where_corrected_weights_stray() -> None:
+    workload, ours = load("mixing/workload"), load("mixing/with_lmrecipes")
+    work = workload.Workload((500, 500), (0.7, 0.3))
+    lengths = workload.lengths_of(work.rows, (200.0, 10.0), 2000)
+    corrected = work.corrected(lengths)
+    errors = [
+        workload.token_error(work.sources(rows), lengths[rows], work.weights)
+        for rows in (
+            ours.ids(ours.token_mixture(work, lengths), work, 4000),
+            ours.ids(ours.mixture(corrected), work, 4000),
+        )
+    ]
+    assert errors[0].tokens < 2 * ours.BATCH * 200 and errors[0].share < errors[1].share
+
+
+def test_trainer_steps_are_whole_rounds_of_its_sorting() -> None:
+    trainer = load("training/trainer")
+    assert trainer.steps_for(3200, 32, 19_000, grouped=True) == 100
+    assert trainer.steps_for(3200, 128, 19_000, grouped=True) == 37  # 19,000 rows are four rounds of 37 batches
+    assert trainer.steps_for(800, 8, 19_000, grouped=False) == 100
+    assert trainer.steps_for(1, 32, 50, grouped=True) == 1
+
+
+def test_our_speed_is_that_of_the_steps_after_the_warm_up() -> None:
+    run = load("training/run")
+    sides = sys.modules["sides"]
+    seconds = [60.0] * sides.WARMUP + [1.0, 3.0]
+    lines = [{"tokens/a": 100.0 * n, "time/step": s} for n, s in enumerate(seconds, 1)]
+    found = sides.counted(lines)
+    assert (found.tokens, found.seconds, found.steps, found.rate) == (200.0, 4.0, 2, 50.0)
+    assert "| a | 40.0% |" in run.profile_table({"a": 0.4})
+
+
+def test_one_task_of_a_recipe_is_left(tiny: Path) -> None:
+    from tiny import make_recipe
+
+    from lmrecipes.recipe import Recipe
+
+    load("training/run")
+    recipe = sys.modules["sides"].only(Recipe.model_validate(make_recipe(tiny)), "short")
+    assert list(recipe.tasks) == ["short"] and recipe.tracking.wandb == "off"
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [
+        ("aten::addmm", "matrix products"), ("aten::mm", "matrix products"), ("aten::bmm", "attention"),
+        ("aten::_softmax_backward_data", "attention"), ("aten::gelu_backward", "GELU"),
+        ("aten::native_layer_norm", "LayerNorm"), ("aten::_fused_adamw_", "optimizer"),
+        ("aten::_foreach_norm", "clipping"), ("aten::copy_", "casts and copies"),
+        ("aten::add_", "elementwise and sums"), ("AddmmBackward0", "other"),
+    ],
+)  # fmt: skip
+def test_operations_of_a_step_are_told_apart(operation: str, kind: str) -> None:
+    assert load("training/profiled").kind_of(operation) == kind
+
+
+def test_shares_of_a_step_sum_to_one() -> None:
+    found = load("training/profiled").shares([("aten::mm", 5.0), ("aten::addmm", 1.0), ("python", 9.0)], 1.0, 10.0)
+    assert found["matrix products"] == pytest.approx(0.6) and found["data"] == pytest.approx(0.1)
+    assert sum(found.values()) == pytest.approx(1) and found["other"] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("name", ["startup", "loop", "streaming", "mixing", "training"])
 def test_a_written_table_replaces_the_former_one(name: str, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text((BENCHMARKS / name / "README.md").read_text(encoding="utf-8"), encoding="utf-8")

@@ -15,6 +15,8 @@ STEPS = 300
 EVERY = 25
 KINDS = {"valence": "regression", "icd10": "classification", "hpo": "multi_label", "party": "classification"}
 WEIGHTS = {"valence": 2.0, "icd10": 3.0, "hpo": 2.0, "party": 1.0}
+LATER = {"valence": 1.0, "icd10": 1.0, "hpo": 2.0, "party": 4.0}
+ROWS = {"valence": 18_908, "icd10": 46_589, "hpo": 12_562, "party": 1_480}
 TOKENS = {"valence": 23, "icd10": 14, "hpo": 11, "party": 61}
 FINAL = {
     "valence": {"spearman": 0.772, "pearson": 0.781, "mean_squared_error": 0.392, "mean_absolute_error": 0.487},
@@ -85,18 +87,49 @@ def make_evaluation(run: str, better_by: float = 0.0) -> dict[str, Any]:
     }
 
 
+def share_in_force(step: int, steps: int) -> dict[str, float]:
+    """Of each task: weights change after half of the run."""
+    weights = WEIGHTS if step <= steps // 2 else LATER
+    return {name: weight / sum(weights.values()) for name, weight in weights.items()}
+
+
+def target_share(step: int, steps: int) -> dict[str, float]:
+    """Of all that was drawn up to a step."""
+    early, late = share_in_force(1, steps), share_in_force(steps, steps)
+    part = min(1.0, steps // 2 / step)
+    return {name: part * early[name] + (1 - part) * late[name] for name in KINDS}
+
+
+def make_mixture() -> dict[str, dict[str, Any]]:
+    """What the run's `mixture.json` says."""
+    target = target_share(STEPS, STEPS)
+    return {
+        name: {
+            "rows": ROWS[name],
+            "share": target[name],
+            "examples": round(64 * STEPS * target[name]),
+            "planned_tokens": round(64 * STEPS * target[name]) * TOKENS[name],
+            "epochs": 64 * STEPS * target[name] / ROWS[name],
+        }
+        for name in KINDS
+    }
+
+
 def make_metrics(step: int, steps: int, lr: float, better_by: float) -> dict[str, float | None]:
     warmup = 0.06 * steps
-    share = {name: weight / sum(WEIGHTS.values()) for name, weight in WEIGHTS.items()}
+    share, target = share_in_force(step, steps), target_share(step, steps)
+    seen = {name: round(64 * step * target[name] + 0.4 * noise(step, name)) for name in KINDS}
     metrics: dict[str, float | None] = {}
     for at, name in enumerate(KINDS):
         floor = 0.32 + 0.1 * at - better_by
         fall = math.exp(-step / (40 + 25 * at))
         metrics[f"loss/{name}"] = max(0.02, floor + (1 - floor) * fall + (0.05 + 0.05 * at) * noise(name, step, lr))
-        metrics[f"examples/{name}"] = round(64 * step * share[name] + 3 * noise(step, name))
-        metrics[f"tokens/{name}"] = TOKENS[name] * (metrics[f"examples/{name}"] or 0)
-        metrics[f"share/{name}"] = share[name] + 0.06 * noise("share", name, step // 3) / math.sqrt(step)
-        metrics[f"target_share/{name}"] = share[name]
+        metrics[f"examples/{name}"] = seen[name]
+        metrics[f"tokens/{name}"] = TOKENS[name] * seen[name]
+        metrics[f"share/{name}"] = seen[name] / sum(seen.values())
+        metrics[f"target_share/{name}"] = target[name]
+        metrics[f"weight/{name}"] = share[name]
+        metrics[f"loss_factor/{name}"] = 1 + 0.3 * math.sin(step // 10 / 9 + at)
         if step % 7 == 3 and name == "party":
             metrics[f"loss/{name}"] = None  # no example of this task in the step
         if step % EVERY == 0:
@@ -145,6 +178,7 @@ def make_run(folder: Path, lr: float = 3e-4, better_by: float = 0.0, done: int =
             "started": "2026-11-22T10:15:30+0000",
         },
     )
+    write_json(folder / "mixture.json", make_mixture())
     with MetricsFile(folder / "metrics.jsonl") as record:
         for step in range(1, done + 1):
             record.write(step, make_metrics(step, STEPS, lr, better_by))

@@ -114,6 +114,45 @@ def test_every_metric_of_the_record_is_drawn(page: Page, finished_run: Path) -> 
     assert page.plots == len(page.data)
 
 
+def test_the_mixture_is_planned_asked_for_and_realised(page: Page, finished_run: Path) -> None:
+    assert "Mixture, planned and realised" in page.headings
+    text = page.text.partition("Mixture, planned and realised")[2]
+    assert text.startswith("What was drawn was never as much as one example away from what the weights ask for (")
+    assert "Share of examplesasked for" in text
+    for words in ("party31.25%31.25%6,0006,000366,000366,0004.054.051,480", "valence18.75%18.75%3,6003,600"):
+        assert words in text
+    assert "Share of examples by task; dashed: target" in page.text
+    assert "Share in force by task; by which each step is drawn" in page.text
+    assert "Loss factor by task" in page.text
+
+
+def test_the_mixtures_unit_is_named_and_its_deviation_measured(finished_run: Path, tmp_path: Path) -> None:
+    run = changed_run(finished_run, tmp_path / "run", mixture={"unit": "tokens", "adaptive": {"method": "odm"}})
+    lines = (run / "metrics.jsonl").read_text().splitlines()[:120]
+    rows = [json.loads(line) for line in lines]
+    rows[49]["share/hpo"] = rows[49]["target_share/hpo"] + 0.01
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = Page(write_report([run], tmp_path / "report.html")).text
+    tokens = 0.01 * sum(rows[49][f"tokens/{task}"] for task in KINDS)
+    assert f"never more than {tokens:,.1f} tokens away from what the weights ask for (hpo, step 50)" in text
+    assert "Share of tokens by task; dashed: target" in text
+    assert "The plan is of all 300 steps, of which 120 are done." in text
+    assert "weights of the start, which odm then changed" in text
+    both = Page(write_report([finished_run, run], tmp_path / "both.html")).text
+    assert "Share, in each run's own unit" in both
+    assert "Each run" in both
+
+
+def test_a_run_without_a_plan_on_record(finished_run: Path, tmp_path: Path) -> None:
+    run = changed_run(finished_run, tmp_path / "run")
+    (run / "mixture.json").unlink()
+    text = Page(write_report([run], tmp_path / "report.html")).text
+    assert "holds no mixture.json" in text
+    assert "valence18.75%18.75%3,60082,800" in text
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    assert "planned and realised" not in Page(write_report([run], tmp_path / "report.html")).text
+
+
 def test_a_task_has_one_colour_everywhere(page: Page) -> None:
     series: dict[str, set[int]] = {task: set() for task in KINDS}
     for chart in page.data:
