@@ -44,6 +44,8 @@ def test_the_run_folder_is_complete(finished: Path) -> None:
     assert [task["kind"] for task in recipe["tasks"].values()] == ["regression", "classification", "multi_label"]
     scores = json.loads((finished / "evaluation.json").read_text())["tasks"]
     assert set(scores) == {"urgency", "topic", "tags"}
+    planned = json.loads((finished / "mixture.json").read_text())
+    assert {task: fact["examples"] for task, fact in planned.items()} == {"urgency": 48, "topic": 96, "tags": 48}
     for name in ("environment.json", "report.html", "model/model.safetensors", "model/heads.safetensors"):
         assert (finished / name).is_file()
 
@@ -119,7 +121,9 @@ def test_show_and_check(finished: Path, capfd: pytest.CaptureFixture[str]) -> No
     shown = json.loads(capfd.readouterr().out)
     assert shown["mixture"]["topic"]["share"] == 0.5  # weights 1, 2, 1
     assert shown["recipe"]["schedule"]["steps"] == 3
-    assert command(["check", str(finished / "recipe.yaml")]) == 0
+    assert command(["check", str(finished / "recipe.yaml")]) == 1
+    assert "the whole run draws 48 of its examples" in " ".join(capfd.readouterr().out.split())
+    assert command(["check", str(finished / "recipe.yaml"), "--schedule.steps", "20"]) == 0
     assert capfd.readouterr().out.strip().endswith("no problems")
 
 

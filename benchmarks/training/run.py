@@ -10,7 +10,7 @@ import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,15 @@ def main() -> int:
     parser.add_argument("--task", default="valence", help="the one task that is trained: a regression")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--examples", type=int, default=3200, help="examples that count in each measurement, about")
+    known = "the Trainer's best as found before, for example `--best 128 eager`: it is not looked for again"
+    parser.add_argument("--best", nargs=2, metavar=("EXAMPLES", "ATTENTION"), help=known)
     parser.add_argument("--profile", action="store_true", help="also say where a step of ours goes")
     parser.add_argument("--write", action="store_true", help="write the tables into README.md")
     args = parser.parse_args()
     targets: list[Target] = []
     with tempfile.TemporaryDirectory() as folder:
         work = Work(only(find_recipe(args.recipe).build(), args.task), Path(folder), args.examples)
-        parts = [compare(work, args.rounds, targets)]
+        parts = [compare(work, args.rounds, args.best, targets)]
         if args.profile:
             parts.append(profile_table(work.profile()))
     measured = f"{measured_on(('torch', 'transformers'))} {args.rounds} rounds."
@@ -56,10 +58,10 @@ def main() -> int:
     return 0 if all(target.met for target in targets) else 1
 
 
-def compare(work: Work, rounds: int, targets: list[Target]) -> str:
-    """All sides in turn, and the limit beside them."""
-    best, attention, found = best_settings(work)
-    size, ours = best["per_device_train_batch_size"], work.recipe.batch.examples
+def compare(work: Work, rounds: int, known: Sequence[str] | None, targets: list[Target]) -> str:
+    """All sides in turn, and the limit beside them. known: the Trainer's best examples a step and attention."""
+    size, attention, found = (int(known[0]), known[1], "as found before") if known else best_settings(work)
+    best, ours = {**arguments(work), "per_device_train_batch_size": size}, work.recipe.batch.examples
     at_once = min(size, ours)
     same = {**best, "per_device_train_batch_size": at_once, "gradient_accumulation_steps": ours // at_once}
     seen: dict[str, list[Measured]] = {}
@@ -116,25 +118,30 @@ def compare(work: Work, rounds: int, targets: list[Target]) -> str:
     peaks = ", ".join(f"{peak / 1e9:.0f}" for peak in rates[LIMIT])
     note = (
         f"Limit: matrix products in {work.recipe.precision.compute} at {peaks} GFLOP/s (the median of {PEAKS} in each "
-        f"round), {flops / 1e6:.1f} MFLOP a token. The best of the Trainer was looked for among: {found}."
+        f"round), {flops / 1e6:.1f} MFLOP a token. The best of the Trainer: {found}."
     )
     return f"{markdown_table(head, rows)}\n\n{note}"
 
 
-def best_settings(work: Work) -> tuple[dict[str, Any], str, str]:
-    """Arguments of the Trainer's fastest setting, its attention, and what was found on the way."""
-    base = {
+def arguments(work: Work) -> dict[str, Any]:
+    """`TrainingArguments` that make the Trainer fast, but for the number of examples."""
+    return {
         "bf16": work.recipe.precision.compute == "bf16",
         "train_sampling_strategy": "group_by_length",
         "optim": "adamw_torch_fused",
         "learning_rate": work.recipe.optimizer.lr,
         "weight_decay": work.recipe.optimizer.weight_decay,
     }
+
+
+def best_settings(work: Work) -> tuple[int, str, str]:
+    """Examples a step and attention with which the Trainer is fastest, and what was found on the way."""
     rates: dict[tuple[int, str], float] = {}
     say("looking for the Trainer's best")
 
     def measure(size: int, attention: str) -> None:
-        rates[size, attention] = work.tuned_trainer({**base, "per_device_train_batch_size": size}, attention).rate
+        chosen = {**arguments(work), "per_device_train_batch_size": size}
+        rates[size, attention] = work.tuned_trainer(chosen, attention).rate
         say(f"  {size} examples, {attention}: {rates[size, attention]:,.0f} tokens/s")
 
     for attention in ATTENTION:
@@ -144,8 +151,8 @@ def best_settings(work: Work) -> tuple[dict[str, Any], str, str]:
         if (size, attention) not in rates:
             measure(size, attention)
     size, attention = max(rates, key=rates.__getitem__)
-    found = ", ".join(f"{count} {name} {rate:,.0f}" for (count, name), rate in sorted(rates.items()))
-    return {**base, "per_device_train_batch_size": size}, attention, f"examples, attention, tokens/s: {found}"
+    found = ", ".join(f"{count} with {name} {rate:,.0f}" for (count, name), rate in sorted(rates.items()))
+    return size, attention, f"tokens/s by examples a step: {found}"
 
 
 def profile_table(shares: dict[str, float]) -> str:

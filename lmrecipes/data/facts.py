@@ -104,7 +104,7 @@ def mixture_warnings(recipe: Recipe, facts: Mapping[str, Mapping[str, Any]]) -> 
                 f"the whole run draws {fact['examples']:,} of its examples, "
                 f"less than the {recipe.batch.examples:,} of one step"
             )
-            fix = f"raise {where}.weight, or leave the task out"
+            fix = f"raise {where}.weight or schedule.steps, or leave the task out"
             found.append(Problem(f"{where}.weight", what, fix, "mixture-little", "warning"))
         ends = fact["exhausted_at"]
         if ends is not None and ends < recipe.schedule.steps and recipe.mixture.resolved_law != "unimax":

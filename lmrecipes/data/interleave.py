@@ -21,10 +21,10 @@ import numpy as np
 from lmrecipes.data.permutation import Array
 from lmrecipes.data.trees import Tree, best_tree
 
-RESOLUTION = 1 << 30
-"""Weights sum to about this at most: shares are exact to 1e-9, and products with a span fit in 63 bits."""
-SPAN = 1 << 31
-"""Indices that are located in one go may differ by less than this."""
+RESOLUTION = 1 << 42
+"""Weights sum to about this at most: what their rounding adds up to stays below a sample in the first 1e12."""
+SPAN = 1 << 20
+"""Indices that are computed in one go differ by less than this: products with a weight fit in 63 bits."""
 _LAG = 32
 """Lags are kept in units of 2 ** -32 samples."""
 
@@ -38,7 +38,7 @@ class Stage:
 
 
 def integer_weights(shares: Sequence[float]) -> tuple[int, ...]:
-    """Integers in proportion to the shares: exact where the shares have a small common denominator, else to 1e-9."""
+    """Integers in proportion to the shares: exact where the shares have a small common denominator, else to 2**-43."""
     total = math.fsum(shares)
     scaled = [share / total for share in shares]
     for denominator in _SMALL:
@@ -195,35 +195,37 @@ class Interleave:
         return sources, ranks
 
     def samples(self, start: int, stop: int) -> Iterator[tuple[int, int, Array]]:
-        """For each source drawn in start..stop-1: its number, the rank of its first sample there, and where its samples
-        stand, counted from `start` ([k] int64, rising). What `locate` says of the same indices, only faster."""
+        """Stretches of one source in start..stop-1: its number, the rank of its first sample there, and where its
+        samples stand, counted from `start` ([k] int64, rising). What `locate` says of the same indices, only faster."""
         stop = self._reachable(stop)
         for number, stage in enumerate(self._compiled):
             end = self._compiled[number + 1].start if number + 1 < len(self._compiled) else stop
-            low, high = max(start, stage.start), min(stop, end)
-            if low >= high:
-                continue
-            before, after = stage.count(low), stage.count(high)
-            for source, way in stage.climbs():
-                if after[source] > before[source]:
-                    first = before[source] - stage.counts[source]
-                    places = _climb(first, after[source] - before[source], way)
-                    yield source, before[source], places + (stage.start - start)
+            for low in range(max(start, stage.start), min(stop, end), SPAN // 2):
+                before, after = stage.count(low), stage.count(min(stop, end, low + SPAN // 2))
+                for source, way in stage.climbs():
+                    if after[source] > before[source]:
+                        first = before[source] - stage.counts[source]
+                        places = _climb(first, after[source] - before[source], way)
+                        yield source, before[source], places + (stage.start - start)
 
     def _locate(self, stage: _Compiled, indices: Array, where: Array, sources: Array, ranks: Array) -> None:
-        while len(indices):
-            base = int(indices.min())
-            near = indices < base + SPAN
-            everything = bool(near.all())
-            first = base - stage.start
-            offsets = (indices if everything else indices[near]) - base
-            self._descend(stage, stage.root, first, offsets, where if everything else where[near], sources, ranks)
-            indices, where = (indices[:0], where) if everything else (indices[~near], where[~near])
+        if not len(indices):
+            return
+        spans = (indices - stage.start) // SPAN
+        if spans[0] == spans[-1] and (spans == spans[0]).all():
+            groups = [np.arange(len(indices))]
+        else:
+            by_span = np.argsort(spans, kind="stable")
+            groups = np.split(by_span, np.flatnonzero(np.diff(spans[by_span])) + 1)
+        for group in groups:
+            near = indices[group]
+            base = int(near.min())
+            self._descend(stage, stage.root, base - stage.start, near - base, where[group], sources, ranks)
 
     def _descend(
         self, stage: _Compiled, node: int | _Node, base: int, offsets: Array, where: Array, sources: Array, ranks: Array
     ) -> None:
-        """Place the samples base + offsets of those that reach a node. Products stay below SPAN * RESOLUTION."""
+        """Place the samples base + offsets of those that reach a node; offsets below SPAN."""
         if not len(offsets):
             return
         if isinstance(node, int):

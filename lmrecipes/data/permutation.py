@@ -92,24 +92,32 @@ def _feistel(positions: Array, upper: int, lower: int, keys: tuple[_HALF, _HALF]
     high_digit = positions // lower
     low_digit = (positions - high_digit * lower).astype(np.uint32)
     digits, sizes = [high_digit.astype(np.uint32), low_digit], (upper, lower)
-    word, spare, wide = np.empty_like(low_digit), np.empty_like(low_digit), np.empty(len(positions), np.uint64)
+    word, spare = np.empty_like(low_digit), np.empty_like(low_digit)
     low_key, high_key = keys
     for turn in range(ROUNDS):
         salt = (low_key ^ np.uint32(0x85EBCA6B * (turn + 1) & 0xFFFFFFFF)) * np.uint32(0xCC9E2D51) + high_key
         salt ^= salt >> np.uint32(15)
+        digit, size = digits[turn % 2], sizes[turn % 2]
         np.bitwise_xor(digits[1 - turn % 2], salt, out=word)
-        for shift, multiplier in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # as `_mix32`, whose last step would be cut off
-            np.right_shift(word, np.uint32(shift), out=spare)
-            np.bitwise_xor(word, spare, out=word)
-            np.multiply(word, np.uint32(multiplier), out=word)
-        size = sizes[turn % 2]
-        np.multiply(word, np.uint64(size), out=wide, dtype=np.uint64)  # the hash as a number below size: its upper bits
-        np.right_shift(wide, np.uint64(32), out=wide)
-        digit = digits[turn % 2]
-        np.add(digit, wide.astype(np.uint32), out=digit)
+        np.multiply(word, np.uint32(0x85EBCA6B), out=word)
+        np.right_shift(word, np.uint32(15), out=spare)
+        np.bitwise_xor(word, spare, out=word)
+        np.multiply(word, np.uint32(0xC2B2AE35), out=word)
+        _below(word, size)
+        np.add(digit, word, out=digit)
         np.subtract(digit, np.uint32(size), out=spare)  # wraps to a large number where digit < size
         np.minimum(digit, spare, out=digit)
     return digits[0].astype(np.int64) * lower + digits[1]
+
+
+def _below(hashes: _HALF, size: int) -> None:
+    """Make numbers below `size` of 32-bit hashes, by their upper bits, in place: the product with `size`, shifted."""
+    if size <= 1 << 16:
+        np.right_shift(hashes, np.uint32(16), out=hashes)
+        np.multiply(hashes, np.uint32(size), out=hashes)
+        np.right_shift(hashes, np.uint32(16), out=hashes)
+    else:
+        hashes[:] = np.multiply(hashes, np.uint64(size), dtype=np.uint64) >> np.uint64(32)
 
 
 class Shuffle:
