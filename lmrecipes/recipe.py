@@ -151,9 +151,8 @@ class Batch(Config):
     layout: Literal["auto", "padded", "buckets", "grouped", "packed"] = "auto"
     """How a micro-batch's texts lie in memory; losses and gradients are the same. padded: one rectangle. buckets: a few
     rectangles of similar length, one after the other. grouped: the same rectangles in one pass, only attention goes by
-    rectangle. packed: texts end to end, kept apart by the attention kernel. auto: packed on a GPU
-    with a kernel for it and on a CPU with `model.max_length` up to 256, else grouped; buckets where the model's code
-    allows neither."""
+    rectangle. packed: texts end to end, kept apart by the attention kernel. auto: packed, on a GPU with a kernel for it
+    and on a CPU with `model.max_length` up to 256; else grouped; buckets where the model's code allows neither."""
     length_buckets: Count = 8
     """Rectangles of texts of similar length in a micro-batch (buckets, grouped): more of them, less padding."""
 

@@ -139,7 +139,7 @@ def tfidf_scores(recipe: Recipe) -> Scores:
     """Test metrics of TF-IDF + linear for each task, on the rows that the model is evaluated on."""
     from lmrecipes.baselines import tfidf_linear
     from lmrecipes.metrics import task_metrics
-    from lmrecipes.training.loop import head_specs
+    from lmrecipes.training.losses import head_specs
 
     encoded, scores = encode_tasks(recipe), {}
     specs = head_specs(encoded)

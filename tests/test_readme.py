@@ -22,6 +22,7 @@ from lmrecipes.flags import parse
 from lmrecipes.launcher import TrainOptions
 from lmrecipes.launching import ProcessOptions
 from lmrecipes.recipe_files import find_recipe
+from lmrecipes.search.start import SearchOptions
 
 READMES = [path for path in (ROOT / "README.md", *sorted(ROOT.glob("recipes/*/README.md"))) if path.is_file()]
 PROGRAMS = ("./launch/", "lmrecipes ", "accelerate ", "deepspeed ", "torchrun ", "python ", "wandb ")
@@ -78,6 +79,11 @@ def shows(words: Sequence[str], tiny: Path) -> None:
 def trains(words: Sequence[str], tiny: Path) -> None:
     """Its flags, and that the recipe with them is whole."""
     parse(find_recipe(words[2]), TrainOptions, words[3:], "train")
+
+
+def searches(words: Sequence[str], tiny: Path) -> None:
+    """Its flags, and that the recipe with them is whole."""
+    parse(find_recipe(words[2]), SearchOptions, words[3:], "search")
 
 
 def writes(words: Sequence[str], tiny: Path) -> None:
@@ -148,6 +154,7 @@ TESTED: dict[str, How] = {
     "lmrecipes check": runs,
     "lmrecipes configure": writes,
     "lmrecipes train": trains,
+    "lmrecipes search": searches,
     "lmrecipes evaluate": runs,
     "lmrecipes export": runs,
     "lmrecipes report": runs,

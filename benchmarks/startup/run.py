@@ -135,7 +135,7 @@ def first_step(recipe: Recipe, case: Case, folder: Path) -> dict[str, Any]:
     plan = plan_batch(recipe.batch.examples, recipe.batch.micro_examples, case.processes)
     drawn, rows = mixture_of(recipe, tasks).at(np.arange(plan.examples))
     splits = [task.train for task in tasks.values()]
-    lengths = np.array([splits[task].lengths[row] for task, row in zip(drawn, rows, strict=True)])
+    lengths = np.array([int(splits[t].lengths_of(rows[i : i + 1])[0]) for i, t in enumerate(drawn)])
     layout = lay_out(lengths, plan, Arrangement("buckets", recipe.batch.length_buckets))
     deepspeed = None
     if case.zero is not None:

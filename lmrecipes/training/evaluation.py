@@ -50,6 +50,15 @@ def evaluate_tasks(
     return _score(tasks, specs, split, gather(found))
 
 
+def evaluation_metrics(scores: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Scores under their contract names `eval/<task>/<metric>`."""
+    return {
+        f"eval/{name}/{metric}": value
+        for name, score in scores.items()
+        for metric, value in {"loss": score["loss"], **score["metrics"]}.items()
+    }
+
+
 def _batches(task: EncodedTask, split: str, most: int | None, micro_examples: int) -> list[NDArray[np.int64]]:
     """Rows of a split in batches of similar length, longest first."""
     encoded = task.splits[split]

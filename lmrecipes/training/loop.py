@@ -9,7 +9,7 @@ import resource
 import signal
 import time
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,15 +18,13 @@ import torch
 
 from lmrecipes.adaptive.plan import PlanFile
 from lmrecipes.adaptive.steering import Steering, replayed_plan
-from lmrecipes.data.batches import Batcher, MicroBatch, Step, TrainingStream
+from lmrecipes.data.batches import Batcher, Step, TrainingStream
 from lmrecipes.data.encode import encode_tasks
-from lmrecipes.data.encoded import EncodedTask
 from lmrecipes.data.facts import mixture_of
 from lmrecipes.data.permutation import hash_key
 from lmrecipes.files import write_json
 from lmrecipes.mixture_text import announce
 from lmrecipes.models.attention import arrangement
-from lmrecipes.models.heads import HeadSpec, head_spec
 from lmrecipes.models.multitask import MultiTaskModel
 from lmrecipes.models.trunk import load_trunk
 from lmrecipes.problems import InputError, Problem, RunFailed
@@ -46,9 +44,10 @@ from lmrecipes.tracking.record import MetricsFile
 from lmrecipes.tracking.trackers import Trackers
 from lmrecipes.training.checkpoint import RunState, find_checkpoint, load_checkpoint, save_checkpoint
 from lmrecipes.training.engine import Engine
-from lmrecipes.training.evaluation import evaluate_tasks
+from lmrecipes.training.evaluation import evaluate_tasks, evaluation_metrics
 from lmrecipes.training.export import export_model
 from lmrecipes.training.flops import measured_peak, training_flops_per_token
+from lmrecipes.training.losses import head_specs, loss_scales, loss_units, weighted
 from lmrecipes.training.probe import probe_layout
 from lmrecipes.training.schedule import learning_rate
 
@@ -350,35 +349,3 @@ def _folder(recipe: Recipe, start: Start) -> RunFolder | InputError:
         return claim_run(start.run) if start.run is not None else new_run(recipe.name)
     except InputError as error:
         return error
-
-
-def evaluation_metrics(scores: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Scores under their contract names `eval/<task>/<metric>`."""
-    return {
-        f"eval/{name}/{metric}": value
-        for name, score in scores.items()
-        for metric, value in {"loss": score["loss"], **score["metrics"]}.items()
-    }
-
-
-def head_specs(tasks: dict[str, EncodedTask]) -> dict[str, HeadSpec]:
-    """The head of each task, from its training targets."""
-    return {name: head_spec(task.task.kind, task.labels, task.train.targets) for name, task in tasks.items()}
-
-
-def loss_scales(recipe: Recipe, specs: dict[str, HeadSpec]) -> dict[str, float]:
-    """Factor of each task's mean loss in the total."""
-    return {name: recipe.tasks[name].loss_factor / unit for name, unit in loss_units(recipe, specs).items()}
-
-
-def loss_units(recipe: Recipe, specs: dict[str, HeadSpec]) -> dict[str, float]:
-    """What a normalised loss of 1 is in each task's own units."""
-    normalize = recipe.loss_normalization == "constant_predictor"
-    return {name: spec.constant_loss if normalize else 1.0 for name, spec in specs.items()}
-
-
-def weighted(micro: MicroBatch, factors: dict[str, float]) -> MicroBatch:
-    """The micro-batch with each task's part of the loss multiplied by its factor."""
-    return replace(
-        micro, tasks={name: replace(rows, scale=rows.scale * factors[name]) for name, rows in micro.tasks.items()}
-    )
