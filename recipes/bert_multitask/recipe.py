@@ -31,7 +31,7 @@ def recipe() -> Recipe:
         },
         # The word table is half of the parameters, and a short run hardly moves it: frozen, steps are a fifth shorter.
         model=Model(pretrained="minilm", max_length=64, freeze=("embeddings.word_embeddings.*",)),
-        batch=Batch(examples=128, micro_examples=64),
+        batch=Batch(examples=128, micro_examples=128),
         optimizer=Optimizer(lr=3e-4),
         schedule=Schedule(steps=150),
     )

@@ -47,7 +47,7 @@ def test_a_clear_surface_is_predicted_well() -> None:
         found = surface.fit(24, 0.0, seed)
         true_gain, possible = surface.reached(found)
         assert found.rank_correlation > 0.9
-        assert found.gain == pytest.approx(true_gain, abs=0.15 * possible + 0.001)
+        assert found.gain == pytest.approx(true_gain, abs=0.2 * possible + 0.001)
         assert found.costs == pytest.approx(surface(found.shares[None])[0], abs=0.05)
         assert found.own_costs == pytest.approx(surface(surface.own[None])[0], abs=0.05)
 
