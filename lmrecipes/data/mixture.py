@@ -148,10 +148,10 @@ class Mixture:
             end = -(-high // self.window) * self.window
             parts = [self._make(start, min(start + piece, end)) for start in range(origin, end, piece)]
         tasks, rows = (np.concatenate(part) if len(parts) > 1 else part[0] for part in zip(*parts, strict=True))
-        at: Array | slice = indices - origin
         if len(indices) == high - low and bool((indices[1:] > indices[:-1]).all()):
-            at = slice(low - origin, high - origin)
-        return tasks[at].copy(), rows[at].copy()
+            stretch = slice(low - origin, high - origin)
+            return tasks[stretch].copy(), rows[stretch].copy()  # not a view of a block that is kept
+        return tasks[indices - origin], rows[indices - origin]
 
     def _scattered(self, indices: Array) -> tuple[Tasks, Array]:
         """Indices that lie far apart: each is sought."""

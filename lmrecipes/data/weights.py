@@ -37,7 +37,7 @@ def build_mixture(recipe: Recipe, supplies: Supplies) -> Mixture:
 
 def cap_of(recipe: Recipe, task: str, rows: int) -> int | None:
     """How often rows of a task may be drawn in the whole run."""
-    epochs = recipe.tasks[task].max_epochs or recipe.mixture.max_epochs
+    epochs = _most_epochs(recipe, task)
     return None if epochs is None else max(1, math.floor(epochs * rows + 1e-9))
 
 
@@ -116,8 +116,8 @@ def _check_sizes(recipe: Recipe, supplies: Supplies) -> None:
         for task in recipe.tasks
         if supplies[task].total <= 0
     ]
-    for name, task in recipe.tasks.items():
-        epochs, rows = task.max_epochs or recipe.mixture.max_epochs, supplies[name].rows
+    for name in recipe.tasks:
+        epochs, rows = _most_epochs(recipe, name), supplies[name].rows
         if epochs is not None and epochs * rows + 1e-9 < 1:
             what = f"{epochs:g} passes over the {rows:,} rows of {name} are less than one row"
             fix = f"set tasks.{name}.max_epochs to {math.ceil(1e6 / rows) / 1e6:g} or more, or tasks.{name}.weight to 0"
@@ -134,7 +134,7 @@ def _check_caps(recipe: Recipe, supplies: Supplies, drawn: int) -> None:
         return
     largest = max(recipe.tasks, key=lambda task: supplies[task].rows)
     needed = _passes(drawn - total + (supply[largest] or 0), supplies[largest].rows)
-    epochs = {name: task.max_epochs or recipe.mixture.max_epochs for name, task in recipe.tasks.items()}
+    epochs = {name: _most_epochs(recipe, name) for name in recipe.tasks}
     each = ", ".join(
         f"{task} {cap:,} ({supplies[task].rows:,} rows x {epochs[task]:g})" for task, cap in supply.items()
     )
@@ -160,6 +160,11 @@ def _nothing_left(recipe: Recipe, supplies: Supplies, plan: Sequence[Stage], ind
     )
     fix = f"set tasks.{largest}.max_epochs to {needed:g} or more, or give another task a weight above 0 there"
     return Problem(_cap_field(recipe, largest), what, fix, "mixture-supply")
+
+
+def _most_epochs(recipe: Recipe, task: str) -> float | None:
+    """The passes that a task may take: its own number, else that of all."""
+    return recipe.tasks[task].max_epochs or recipe.mixture.max_epochs
 
 
 def _passes(examples: int, rows: int) -> float:
