@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmrecipes.planning.deepspeed_keys import SECTIONS
+from lmrecipes.planning.deepspeed_keys import REMOVED, SECTIONS
 from lmrecipes.planning.hardware import GPUS, Hardware
 from lmrecipes.planning.launch_files import load_file, parse_accelerate, parse_deepspeed
 from lmrecipes.planning.launch_pair import launch_pair
@@ -568,7 +568,7 @@ def test_the_json_that_a_yaml_names():
     assert named_json(parse_accelerate("num_processes: 3", "x.yaml")) is None
 
 
-ALL_KEYS = {key for keys in SECTIONS.values() for key in keys}
+ALL_KEYS = {key for keys in SECTIONS.values() for key in keys} | {path.rpartition(".")[2] for path in REMOVED}
 RECIPE = recipe_for()
 DEEPEST = launch_pair(RECIPE, 3, "bf16", 2, "cuda", offload=True)
 
