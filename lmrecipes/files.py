@@ -6,8 +6,10 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,25 @@ def sync_tree(folder: Path) -> None:
             with (Path(path) / name).open("rb") as file:
                 os.fsync(file.fileno())
         sync_folder(Path(path))
+
+
+@contextmanager
+def written_at_once(folder: Path) -> Iterator[Path]:
+    """A folder to write in, which becomes `folder` if no error comes. The caller holds a lock of the folder's.
+
+    What a killed process left is no one's, and removed first.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    for left in (partial, folder):
+        shutil.rmtree(left, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        sync_tree(partial)
+        partial.rename(folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_json(path: Path, obj: Any) -> None:

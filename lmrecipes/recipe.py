@@ -11,134 +11,15 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from lmrecipes.recipe_mixture import ADAPTIVE_LAG, Adaptive, LossWeighting, Mixture, Waypoint
+from lmrecipes.recipe_model import Lora, Model
+from lmrecipes.recipe_task import METRICS, TOKEN_KINDS, ChatFormat, Source, Task, TaskKind
 from lmrecipes.recipe_types import Broken, Config, Count, Fraction, NonNegative, Positive, require
 
 __all__ = [
-    "ADAPTIVE_LAG", "METRICS", "Adaptive", "Batch", "Checkpoint", "Config", "Evaluation", "Loader", "LossWeighting",
-    "Mixture", "Model", "Optimizer", "Precision", "Recipe", "Schedule", "Source", "Task", "TaskKind", "Tracking",
-    "Waypoint",
+    "ADAPTIVE_LAG", "METRICS", "TOKEN_KINDS", "Adaptive", "Batch", "ChatFormat", "Checkpoint", "Config", "Evaluation",
+    "Loader", "Lora", "LossWeighting", "Mixture", "Model", "Optimizer", "Precision", "Recipe", "Schedule", "Source",
+    "Task", "TaskKind", "Tracking", "Waypoint",
 ]  # fmt: skip
-
-TaskKind = Literal["regression", "classification", "multi_label"]
-
-METRICS: dict[str, tuple[str, ...]] = {
-    "regression": ("spearman", "pearson", "mean_squared_error", "mean_absolute_error"),
-    "classification": ("accuracy", "macro_f1", "balanced_accuracy"),
-    "multi_label": ("micro_f1", "macro_f1", "average_precision"),
-}
-"""Metrics of each kind of task; the first is its headline metric."""
-
-
-class Source(Config):
-    """Where a task's rows come from. Exactly one of files, splits, dataset, function, offline is set."""
-
-    files: str | None = None
-    """A JSONL, CSV, TSV or Parquet file (or a glob); it is split by `validation_fraction` and `test_fraction`."""
-    splits: dict[Literal["train", "validation", "test"], str] | None = None
-    """One file (or glob) for each split; splits that are missing are cut from `train`."""
-    dataset: str | None = None
-    """A `datasets` name on the hub (`owner/name` or `owner/name:config`) or a local dataset folder."""
-    function: str | None = None
-    """`module:function` that returns the rows: an iterable of dictionaries, or a dictionary of split name to rows. The
-    module is looked for in the installed packages, then in the working directory."""
-    offline: str | None = None
-    """One of the data sets that `lmrecipes assets` lists."""
-    text: str = "text"
-    """Column of the text."""
-    text_pair: str | None = None
-    """Column of a second text that the model reads after the first."""
-    label: str = "label"
-    """Column of the label: a number, a class (its name, or its index where no name is itself a number), or for
-    multi_label a list or separated names."""
-    label_separator: str = "|"
-    """Separates the names of a multi_label cell that is a string."""
-    group: str | None = None
-    """Column that keeps related rows in the same split (a patient, a document). None: each distinct text is a group."""
-    validation_fraction: Fraction = 0.1
-    """Share of the groups held out for validation, where the source has no validation split."""
-    test_fraction: Fraction = 0.1
-    """Share of the groups held out for the test, where the source has no test split."""
-    on_bad_row: Literal["error", "skip"] = "error"
-    """What to do with a row whose text or label is missing, NaN or out of range: stop, or leave out with a count."""
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        places = ("files", "splits", "dataset", "function", "offline")
-        chosen, broken = [place for place in places if getattr(self, place) is not None], []
-        if len(chosen) != 1:
-            what = f"exactly one of {', '.join(places)} must be set, found {', '.join(chosen) or 'none'}"
-            broken.append(Broken("", what, f"keep one of {', '.join(chosen)}" if chosen else "set one of them"))
-        if self.splits is not None and "train" not in self.splits:
-            broken.append(Broken("splits", "needs a `train` file", "name one under splits.train"))
-        if self.validation_fraction + self.test_fraction >= 1:
-            what = "validation_fraction + test_fraction must leave rows for training"
-            broken.append(Broken("validation_fraction", what, "lower one of the two"))
-        require(broken)
-        return self
-
-
-class Task(Config):
-    """One task: its source, its head and loss, its metrics and its share of the mixture."""
-
-    kind: TaskKind
-    """Head and loss: regression (mean squared error), classification (cross-entropy over one class of several),
-    multi_label (binary cross-entropy, any number of labels)."""
-    source: Source
-    """Where the rows come from."""
-    weight: NonNegative = 1.0
-    """Share of this task in the mixture, relative to the other tasks' weights; `mixture.unit` says of what."""
-    max_epochs: Positive | None = None
-    """Most passes over this task's rows in the whole run; then its share flows to the other tasks in proportion to
-    their weights. None: `mixture.max_epochs`."""
-    loss_factor: NonNegative = 1.0
-    """Factor of this task's loss in the total."""
-    learning_rate_factor: Positive = 10.0
-    """The head learns at `optimizer.lr` times this: it starts from nothing, the trunk does not."""
-    labels: tuple[str, ...] | None = None
-    """Names of the classes in order. None: the sorted labels of all rows."""
-    metrics: tuple[str, ...] | None = None
-    """Metrics to report; the first is the headline. None: the defaults of the kind."""
-    max_length: Count | None = None
-    """Longest text in tokens; longer ones are truncated. None: `model.max_length`."""
-
-    @model_validator(mode="after")
-    def _known_metrics(self) -> Self:
-        broken = []
-        if unknown := [metric for metric in self.metrics or () if metric not in METRICS[self.kind]]:
-            what = f"{unknown} are not among {list(METRICS[self.kind])} of kind {self.kind}"
-            broken.append(Broken("metrics", what, "name metrics of that kind"))
-        if self.labels is not None and self.kind == "regression":
-            broken.append(Broken("labels", "a regression task has none", "remove them, or choose another kind"))
-        if self.labels is not None and len(set(self.labels)) < len(self.labels):
-            broken.append(Broken("labels", f"names repeat in {list(self.labels)}", "name each class once"))
-        require(broken)
-        return self
-
-    @property
-    def metric_names(self) -> tuple[str, ...]:
-        """The metrics to report, headline first."""
-        return self.metrics or METRICS[self.kind]
-
-
-class Model(Config):
-    """The trunk that all tasks share."""
-
-    pretrained: str = "minilm"
-    """An asset (`lmrecipes assets`), a hub name, or a folder that `transformers` loads."""
-    initialization: Literal["pretrained", "scratch"] = "pretrained"
-    """scratch: the same architecture with random weights."""
-    pooling: Literal["mean", "first", "last"] = "mean"
-    """How the trunk's [tokens, hidden] output becomes one vector for the heads (last: for causal trunks)."""
-    max_length: Annotated[int, Field(ge=4)] = 128
-    """Longest text in tokens; longer ones are truncated."""
-    freeze: tuple[str, ...] = ()
-    """Parameters of the trunk that are not trained, by shell patterns: `embeddings.word_embeddings.*`."""
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
-    """Attention kernel of `transformers`. auto: sdpa on GPUs and for long texts, eager for short ones on a CPU; for
-    packed rows on a GPU flash_attention_2 where it is installed, else flex_attention."""
-    dropout: Fraction | None = 0.0
-    """Dropout inside the trunk. None: as the pretrained configuration says. Only with 0 is the trajectory independent
-    of how a step is laid out over ranks and micro-batches."""
 
 
 class Batch(Config):
@@ -212,6 +93,12 @@ class Evaluation(Config):
     """Most rows of a split that each task is evaluated on (chosen by hash, always the same). None: all."""
     micro_examples: Count = 64
     """Examples in one forward pass."""
+    start: bool = False
+    """Evaluate the test split before the first step too: what the model knew already stands beside the results."""
+    samples: Annotated[int, Field(ge=0)] = 0
+    """Texts of the validation split that each language-modelling or chat task continues at every evaluation."""
+    sample_tokens: Count = 48
+    """Most tokens of a continuation."""
 
 
 class Checkpoint(Config):
@@ -256,6 +143,9 @@ class Recipe(Config):
     loss_normalization: Literal["constant_predictor", "none"] = "constant_predictor"
     """constant_predictor: each task's loss is divided by that of the best constant prediction on its training data
     (entropy, variance), so that every task starts near 1."""
+    token_loss: Literal["pooled", "per_task"] = "pooled"
+    """How language-modelling and chat tasks, which share one head, enter the step's loss. pooled: one mean over
+    the supervised tokens of all, so that a domain counts by its share of the mixture. per_task: the mean of each."""
     loss_weighting: LossWeighting = LossWeighting()
     """Factors of the tasks' losses over time."""
     optimizer: Optimizer = Optimizer()

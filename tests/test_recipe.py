@@ -35,7 +35,7 @@ def errors(content: dict[str, Any]) -> list[tuple[str, str]]:
     return [(".".join(map(str, error["loc"])), error["msg"]) for error in caught.value.errors()]
 
 
-PARTS = ["tasks.t", "tasks.t.source", "mixture.adaptive"] + [
+PARTS = ["tasks.t", "tasks.t.source", "tasks.t.source.chat", "mixture.adaptive", "model.lora"] + [
     name
     for name, field in Recipe.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)

@@ -1,10 +1,8 @@
-"""Micro-batches as tensors: what the model reads, and the stream that makes them in the background."""
+"""Micro-batches as tensors: what the model reads, and what of it carries loss."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmrecipes.data.layout import Arrangement, Positions, deal
-from lmrecipes.data.mixture import Mixture
+from lmrecipes.data.layout import Arrangement, Positions
 from lmrecipes.models.heads import HeadSpec
-from lmrecipes.planning.batch import BatchPlan
-from lmrecipes.recipe import Loader
 
 
 @dataclass
@@ -73,10 +68,12 @@ def _to(part: Any, device: torch.device) -> Any:
 
 @dataclass
 class TaskRows:
-    """The rows of one task among the micro-batch's texts, [k] each.
+    """What the loss of one task reads in a micro-batch, [k] each.
 
-    scale: what one unit of this task's summed loss adds to the step's loss. An idle task reads row 0 with scale 0, so
-    that every head takes part in every micro-batch on every rank.
+    rows: numbers of the task's texts; for a task with a loss per token, places of tokens among the flattened positions
+    of the texts, and targets are the tokens that follow them. scale: what one unit of this task's summed loss adds to
+    the step's loss. examples: texts of the task. An idle task reads row 0 with scale 0, so that every head takes part
+    in every micro-batch on every rank.
     """
 
     rows: Tensor
@@ -101,26 +98,16 @@ class MicroBatch:
         return MicroBatch(texts_to(self.texts, device), {task: rows.to(device) for task, rows in self.tasks.items()})
 
 
-@dataclass
-class Step:
-    """One optimizer step on one rank, and what the whole step holds over all ranks."""
-
-    micro_batches: list[MicroBatch]
-    examples: dict[str, int]
-    tokens: dict[str, int]
-    elements: dict[str, int]
-
-
 class Batcher:
     """Turns (task, row) pairs into micro-batches. `specs` and `splits` are by task, in the recipe's order.
 
-    splits: `EncodedSplit`s, or what has their `tokens`, `offsets`, `types` and `targets`.
+    splits: `EncodedSplit`s, or what has their `tokens`, `offsets`, `types`, `targets` and `loss`.
     """
 
-    def __init__(self, splits: dict[str, Any], specs: dict[str, HeadSpec], scales: dict[str, float]) -> None:
+    def __init__(self, splits: Mapping[str, Any], specs: Mapping[str, HeadSpec]) -> None:
         self.names = list(splits)
         self.splits = list(splits.values())
-        self.specs, self.scales = specs, scales
+        self.specs = specs
 
     def lengths(self, tasks: NDArray[np.int16], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens of each example, [k]."""
@@ -130,26 +117,40 @@ class Batcher:
             out[chosen] = split.offsets[rows[chosen] + 1] - split.offsets[rows[chosen]]
         return out
 
+    def elements(self, tasks: NDArray[np.int16], rows: NDArray[np.int64]) -> dict[str, int]:
+        """Supervised elements of each task in these examples."""
+        counts = {}
+        for number, (name, split) in enumerate(zip(self.names, self.splits, strict=True)):
+            mine, spec = rows[tasks == number], self.specs[name]
+            counts[name] = int(split.supervised_of(mine).sum()) if spec.of_tokens else spec.elements(len(mine))
+        return counts
+
     def micro_batch(
         self,
         parts: list[Positions],
         tasks: NDArray[np.int16],
         rows: NDArray[np.int64],
-        elements: dict[str, int],
+        units: Mapping[str, float],
         arrangement: Arrangement,
     ) -> MicroBatch:
-        """Assemble the examples at the positions of `parts`; `elements` are the whole step's loss denominators."""
+        """Assemble the examples at the positions of `parts`. units: what one unit of each task's summed loss adds to
+        the step's loss."""
         texts = self.texts(parts, tasks, rows, arrangement)
         places = np.concatenate([part if len(part) else [-1] for part in parts] or [[-1]])  # -1: a dummy text
-        task_of = np.where(places >= 0, tasks[places], -1)
+        task_of = np.append(tasks, -1)[places]
+        starts = text_starts(texts)
         by_task = {}
         for number, (name, split) in enumerate(zip(self.names, self.splits, strict=True)):
             mine = np.flatnonzero(task_of == number)
-            if len(mine):
-                targets, scale = split.targets[rows[places[mine]]], self.scales[name] / elements[name]
+            of_tokens = self.specs[name].of_tokens
+            if not len(mine):
+                some = split.tokens[:1].astype(np.int64) if of_tokens else split.targets[:1]
+                chosen, targets = np.zeros(1, np.int64), np.zeros_like(some)
+            elif of_tokens:
+                chosen, targets = predicted_tokens(split, rows[places[mine]], starts[mine])
             else:
-                targets, scale = np.zeros_like(split.targets[:1]), 0.0
-            chosen = mine if len(mine) else np.zeros(1, np.int64)
+                chosen, targets = mine, split.targets[rows[places[mine]]]
+            scale = units[name] if len(mine) else 0.0
             by_task[name] = TaskRows(torch.from_numpy(chosen), torch.from_numpy(targets), scale, len(mine))
         return MicroBatch(texts, by_task)
 
@@ -218,6 +219,34 @@ class Batcher:
         return tokens, types, lengths
 
 
+def predicted_tokens(
+    split: Any, rows: NDArray[np.int64], starts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of texts that begin at flattened positions `starts`: the positions whose next token carries loss, and that token;
+    text by text, int64 [k] each."""
+    begins = split.offsets[rows]
+    ahead = split.offsets[rows + 1] - begins - 1
+    within = np.arange(ahead.sum()) - np.repeat(np.cumsum(ahead) - ahead, ahead)
+    targets, places = np.repeat(begins + 1, ahead) + within, np.repeat(starts, ahead) + within
+    if split.loss is not None:
+        carries = split.loss[targets] != 0
+        targets, places = targets[carries], places[carries]
+    return places, split.tokens[targets].astype(np.int64)
+
+
+def text_starts(texts: Texts) -> NDArray[np.int64]:
+    """Place of each text's first token among the flattened positions of the micro-batch, [texts]."""
+    if isinstance(texts, Packed):
+        lengths = texts.lengths.numpy()
+        starts = np.cumsum(lengths) - lengths
+        return starts if texts.real is None else texts.real.numpy()[starts]
+    shapes = [bucket.input_ids.shape for bucket in texts]
+    ends = np.cumsum([rows * time for rows, time in shapes])
+    return np.concatenate(
+        [end - rows * time + np.arange(rows) * time for end, (rows, time) in zip(ends, shapes, strict=True)]
+    ).astype(np.int64)
+
+
 def _tensor(values: NDArray[Any], shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(values.astype(np.int64).reshape(shape))
 
@@ -227,42 +256,3 @@ def _spread(values: NDArray[Any], real: NDArray[np.bool_], padding: int = 0) -> 
     out = np.full(real.shape, padding, np.int64)
     out[real] = values
     return torch.from_numpy(out)
-
-
-class TrainingStream:
-    """Steps of the global stream as this rank sees them. `mixture` may be replaced between steps by one that gives the
-    same samples for all steps that are already under way."""
-
-    def __init__(
-        self, batcher: Batcher, mixture: Mixture, plan: BatchPlan, arrangement: Arrangement, rank: int, loader: Loader
-    ) -> None:
-        self.batcher, self.mixture, self.plan, self.arrangement = batcher, mixture, plan, arrangement
-        self.rank, self.loader = rank, loader
-
-    def step(self, number: int, mixture: Mixture | None = None) -> Step:
-        """Step `number` (from 0): global samples number * examples up to (number + 1) * examples."""
-        first = number * self.plan.examples
-        tasks, rows = (mixture or self.mixture).at(np.arange(first, first + self.plan.examples))
-        lengths = self.batcher.lengths(tasks, rows)
-        counts = np.bincount(tasks, minlength=len(self.batcher.names))
-        tokens = np.bincount(tasks, weights=lengths, minlength=len(self.batcher.names)).astype(np.int64)
-        examples = dict(zip(self.batcher.names, counts.tolist(), strict=True))
-        elements = {name: self.batcher.specs[name].elements(n) for name, n in examples.items()}
-        micros = [
-            self.batcher.micro_batch(self.arrangement.parts(m, lengths), tasks, rows, elements, self.arrangement)
-            for m in deal(lengths, self.plan)[self.rank]
-        ]
-        return Step(micros, examples, dict(zip(self.batcher.names, tokens.tolist(), strict=True)), elements)
-
-    def steps(self, start: int, stop: int) -> Iterator[Step]:
-        """Steps start..stop-1 in order, assembled ahead by threads, or where `loader.workers` is 0 when asked for."""
-        if self.loader.workers == 0:
-            for number in range(start, stop):
-                yield self.step(number, self.mixture)
-            return
-        with ThreadPoolExecutor(self.loader.workers, "batches") as pool:
-            ahead: deque[Future[Step]] = deque()
-            for number in range(start, stop):
-                while len(ahead) <= self.loader.prefetch and number + len(ahead) < stop:
-                    ahead.append(pool.submit(self.step, number + len(ahead), self.mixture))
-                yield ahead.popleft().result()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lmrecipes.data.arrays import CHUNK, GrowingArray, load_mapped
 from lmrecipes.data.permutation import hash_key
+from lmrecipes.data.slices import slices
 from lmrecipes.problems import Problem
 from lmrecipes.recipe import Task
 
@@ -23,7 +24,12 @@ def text_key(texts: Sequence[str]) -> int:
 
     With 2e7 different texts, two of them get the same key with probability 1e-5.
     """
-    return hash_key("split", "\x1f".join([" ".join(text.casefold().split()) for text in texts]))
+    return hash_key("split", "\x1f".join(map(_normal, texts)))
+
+
+def _normal(text: str) -> str:
+    parts = (" ".join(part.casefold().split()) for part in slices(text))
+    return " ".join(part for part in parts if part)
 
 
 class DuplicateCounter:
@@ -73,7 +79,10 @@ def _in_range(keys: Keys, number: int, bits: int) -> Keys:
 
 
 class Counted(Protocol):
-    """What is known of a task's rows: `EncodedTask`, or the result of a check. counts[split]["rows"]."""
+    """What is known of a task's rows: `EncodedTask`, or the result of a check.
+
+    counts[split]["rows"], and ["documents"] where a row of the source is cut into several.
+    """
 
     @property
     def task(self) -> Task: ...
@@ -91,7 +100,7 @@ def duplicate_warnings(tasks: Mapping[str, Counted]) -> list[Problem]:
         for pair, rows in task.duplicates.items():
             first, second = pair.split("/")
             if rows:
-                of_all = task.counts[second]["rows"]
+                of_all = task.counts[second].get("documents", task.counts[second]["rows"])
                 shared.append(f"{rows:,} of {of_all:,} rows of {second} ({rows / of_all:.1%}) stand in {first} too")
         if shared:
             where = f"tasks.{name}.source"

@@ -1,48 +1,55 @@
 """Encoded examples: every task tokenised once into memory-mapped arrays, keyed by a hash of all that decides them.
 
 A task's folder holds, for each split, `<split>.tokens.npy` (int32, all texts end to end), `<split>.offsets.npy` (int64
-[n + 1]), `<split>.targets.npy` and, for text pairs, `<split>.types.npy` (uint8 segment of each token); `meta.json` says
-the labels and counts. The folder is written under a temporary name and renamed: it is complete or absent. Rows stream
-through: one block is read and checked while the one before is tokenised on all cores and appended to the files.
+[n + 1]), `<split>.targets.npy`; for text pairs `<split>.types.npy` (uint8 segment of each token); for kinds whose loss
+is of tokens `<split>.supervised.npy` (int32 predicted tokens of each text), and for chat `<split>.loss.npy` (uint8,
+whether a token is predicted). `meta.json` says the labels and counts. The folder is written under a temporary name and
+renamed: it is complete or absent. Rows stream through: one block is read and checked while the one before is tokenised
+on all cores and appended to the files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lmrecipes.assets import cache_root, resolve_model
+from lmrecipes.assets import cache_root
+from lmrecipes.data.chat import ChatEncoder, ChatRenderer
+from lmrecipes.data.documents import DocumentEncoder
 from lmrecipes.data.duplicates import DuplicateCounter
 from lmrecipes.data.encoded import EncodedSplit, EncodedTask
+from lmrecipes.data.progress import progress_in_rows
 from lmrecipes.data.sources import SPLITS, open_rows, source_state
-from lmrecipes.data.targets import CheckedRows, Piece, TaskData, collect
+from lmrecipes.data.targets import CheckedRows, Piece, TaskData, collect, contents_only
+from lmrecipes.data.texts import TextEncoder
+from lmrecipes.data.tokenizer import load_tokenizer, read_template, tokenizer_field, tokenizer_of, tokenizer_state
 from lmrecipes.data.writer import SplitWriter, Tokenised
-from lmrecipes.files import sync_folder, sync_tree
+from lmrecipes.files import written_at_once
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe import Recipe, Task
 
-ENCODING_VERSION = 3
+ENCODING_VERSION = 4
 """Part of every fingerprint: raise it when other files come of the same input."""
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
-    "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
-)  # fmt: skip
 Tokenizer = Any
+
+
+class Encoder(Protocol):
+    """The rows of a kind of task -> tokens, block by block."""
+
+    def __call__(self, split: str, piece: Piece) -> Tokenised: ...
+    def finish(self) -> dict[str, Any]:
+        """After the last block: raises InputError, or returns what meta.json says more."""
+        ...
 
 
 def encode_tasks(recipe: Recipe, progress: bool = True) -> dict[str, EncodedTask]:
@@ -50,13 +57,14 @@ def encode_tasks(recipe: Recipe, progress: bool = True) -> dict[str, EncodedTask
 
     Safe for processes that race: the first encodes under a file lock, the others wait and read.
     """
-    tokenizer_at = resolve_model(recipe.model.pretrained)
-    fingerprint_of_tokenizer = _tokenizer_state(tokenizer_at)
-    load = _LazyTokenizer(tokenizer_at)
+    name_of_tokenizer = tokenizer_of(recipe, progress)
+    where = tokenizer_field(recipe.model)
+    load = _LazyTokenizer(name_of_tokenizer, recipe.model.chat_template, where)
+    state = tokenizer_state(name_of_tokenizer, where)
     encoded, problems = {}, []
     for name, task in recipe.tasks.items():
         try:
-            encoded[name] = _encode_task(name, task, recipe, fingerprint_of_tokenizer, load, progress)
+            encoded[name] = _encode_task(name, task, recipe, state, load, progress)
         except InputError as error:
             problems.extend(error.problems)
     if problems:
@@ -64,111 +72,112 @@ def encode_tasks(recipe: Recipe, progress: bool = True) -> dict[str, EncodedTask
     return encoded
 
 
+def check_tokenizer(recipe: Recipe) -> None:
+    """Raise InputError for each task that the recipe's tokenizer, which must exist, cannot serve."""
+    tokenizer = load_tokenizer(tokenizer_of(recipe), recipe.model.chat_template, tokenizer_field(recipe.model))
+    problems = []
+    for name, task in recipe.tasks.items():
+        try:
+            _check_max_length(name, task, task.max_length or recipe.model.max_length, tokenizer)
+            if task.kind == "chat":
+                ChatRenderer(tokenizer, name, task)
+            if task.kind == "language_modelling":
+                DocumentEncoder(tokenizer, 2, f"tasks.{name}.source", skip=False)
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(dict.fromkeys(problems))
+
+
 def task_texts(recipe: Recipe) -> dict[str, TaskData]:
-    """The checked texts and targets of every task, before tokenising (for baselines that read text)."""
-    return {name: collect(name, task, open_rows(name, task)) for name, task in recipe.tasks.items()}
+    """The checked texts and targets of every task with labels, before tokenising (for baselines that read text)."""
+    labelled = {name: task for name, task in recipe.tasks.items() if not task.of_tokens}
+    return {name: collect(name, task, open_rows(name, task)) for name, task in labelled.items()}
 
 
 class _LazyTokenizer:
     """Loads the tokenizer at its first use: a run on cached data never needs it."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, chat_template: str | None, where: str) -> None:
+        self.name, self.chat_template, self.where = name, chat_template, where
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.name)
-
-
-def load_tokenizer(name: str) -> Tokenizer:
-    """The fast tokenizer of an asset's folder, a local folder or a hub name."""
-    from transformers import AutoTokenizer
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise InputError(model_problem(name, error)) from None
-    if not tokenizer.is_fast:
-        raise InputError(model_problem(name, ValueError("it has no fast tokenizer (tokenizer.json)")))
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def model_problem(name: str, error: Exception) -> Problem:
-    """A model or tokenizer that does not load, as a problem with a fix."""
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True") else ""
-    return Problem(
-        "model.pretrained",
-        f"{name!r} could not be loaded{offline}: {first}",
-        "use an asset (`lmrecipes assets`), a local folder, or a hub name on a machine with a network",
-        "model-missing",
-    )
-
-
-def _tokenizer_state(name: str) -> list[Any]:
-    folder = Path(name)
-    if not folder.is_dir():
-        return [name]
-    files = [folder / file for file in TOKENIZER_FILES]
-    state = [[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files if file.is_file()]
-    if not state:  # transformers would make a tokenizer without a vocabulary from config.json
-        raise InputError(model_problem(name, FileNotFoundError("the folder holds no tokenizer")))
-    return state
+        return load_tokenizer(self.name, self.chat_template, self.where)
 
 
 def _encode_task(
-    name: str, task: Task, recipe: Recipe, tokenizer_state: list[Any], load: _LazyTokenizer, progress: bool
+    name: str, task: Task, recipe: Recipe, of_tokenizer: list[Any], load: _LazyTokenizer, progress: bool
 ) -> EncodedTask:
     max_length = task.max_length or recipe.model.max_length
     state = source_state(task.source)
-    decides = [ENCODING_VERSION, state, task.kind, task.labels, max_length, tokenizer_state]
+    decides = [ENCODING_VERSION, state, task.kind, task.labels, max_length, of_tokenizer]
+    if task.kind == "chat":
+        template = recipe.model.chat_template
+        decides += [task.supervise, None if template is None else read_template(template)]
     fingerprint = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_root() / "encoded" / fingerprint
     if not (folder / "meta.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not (folder / "meta.json").exists():
-                checked = CheckedRows(name, task, open_rows(name, task))
-                _check_max_length(f"tasks.{name}" if task.max_length else "model", max_length, load.tokenizer)
-                with _written_at_once(folder) as partial:
+                rows = open_rows(name, task)
+                render = ChatRenderer(load.tokenizer, name, task) if task.kind == "chat" else contents_only
+                checked = CheckedRows(name, task, rows, render)
+                _check_max_length(name, task, max_length, load.tokenizer)
+                with written_at_once(folder) as partial:
                     _write_task(partial, name, checked, load.tokenizer, max_length, progress)
                     if source_state(task.source) != state:
                         what = "its files changed while they were read"
                         raise InputError(Problem(f"tasks.{name}.source", what, "start again", "source-changed"))
     meta = json.loads((folder / "meta.json").read_text())
+    _refuse_masked(name, task, max_length, meta)
     splits = {split: EncodedSplit(folder, split) for split in SPLITS}
-    labels = tuple(meta["labels"])
-    return EncodedTask(name, task, labels, meta["skipped"], meta["counts"], meta["duplicates"], splits)
+    return EncodedTask(
+        name, task, tuple(meta["labels"]), meta["skipped"], meta["counts"], meta["duplicates"], splits, meta["unigram"],
+        tuple(meta.get("masked_places", ())),
+    )  # fmt: skip
 
 
-def _check_max_length(where: str, max_length: int, tokenizer: Tokenizer) -> None:
+def _check_max_length(name: str, task: Task, max_length: int, tokenizer: Tokenizer) -> None:
+    field = f"tasks.{name}.max_length" if task.max_length else "model.max_length"
     if max_length > tokenizer.model_max_length:  # 1e30 where the tokenizer does not say
         what = f"{max_length} tokens, but the model reads {tokenizer.model_max_length}"
         fix = f"set it to at most {tokenizer.model_max_length}"
-        raise InputError(Problem(f"{where}.max_length", what, fix, "max-length"))
+        raise InputError(Problem(field, what, fix, "max-length"))
+    if task.of_tokens and max_length < 2:
+        what = "a text of one token predicts none"
+        raise InputError(Problem(field, what, "set it to 2 or more", "max-length"))
 
 
-@contextmanager
-def _written_at_once(folder: Path) -> Iterator[Path]:
-    """A folder to write in, which becomes `folder` if no error comes. The caller holds the folder's lock.
+def _refuse_masked(name: str, task: Task, max_length: int, meta: dict[str, Any]) -> None:
+    """Raise InputError where too many rows of a chat task, or all of a split, lose all their loss to `max_length`."""
+    counts = meta["counts"]
+    masked = {split: found["masked"] for split, found in counts.items() if found["masked"]}
+    every = sum(found["rows"] + found["masked"] for found in counts.values())
+    empty = [split for split, found in counts.items() if not found["rows"]]
+    if not masked or (sum(masked.values()) <= task.max_masked_fraction * every and not empty):
+        return
+    needed = meta["needed_length"]
+    of_each = ", ".join(f"{rows:,} of {split}" for split, rows in masked.items())
+    what = (
+        f"{sum(masked.values()):,} of {every:,} rows have no token of the assistant within {max_length:,} tokens "
+        f"({of_each}): {'; '.join(meta['masked_places'])}"
+    )
+    least = math.ceil(100 * (1 - task.max_masked_fraction))
+    fix = f"set it to {needed[least]:,} for {least}% of the rows ({needed[100]:,} for all)"
+    if not empty:
+        fix += f", or raise tasks.{name}.max_masked_fraction ({task.max_masked_fraction:g}) to leave more rows out"
+    raise InputError(Problem(f"tasks.{name}.max_length", what, fix, "masked-rows"))
 
-    What a killed process left is no one's, and removed first.
-    """
-    partial = folder.with_name(f".{folder.name}.partial")
-    for left in (partial, folder):
-        shutil.rmtree(left, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        sync_tree(partial)
-        partial.rename(folder)
-        sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+def _encoder(checked: CheckedRows, tokenizer: Tokenizer, max_length: int) -> Encoder:
+    task = checked.task
+    if task.kind == "language_modelling":
+        return DocumentEncoder(tokenizer, max_length, checked.where, task.source.on_bad_row == "skip")
+    if task.kind == "chat":
+        return ChatEncoder(tokenizer, max_length)
+    return TextEncoder(tokenizer, max_length, checked.where)
 
 
 def _write_task(
@@ -177,13 +186,11 @@ def _write_task(
     source = checked.task.source
     writers = {split: SplitWriter(folder, split, checked.task.kind, source.text_pair is not None) for split in SPLITS}
     duplicates = DuplicateCounter(folder, SPLITS)
-    tokenless = _Tokenless()
+    encode = _encoder(checked, tokenizer, max_length)
 
     def write(pieces: dict[str, Piece]) -> None:
         for split, piece in pieces.items():
-            texts = tokenise(tokenizer, piece.texts, piece.pairs, max_length)
-            tokenless.look(split, piece, texts)
-            writers[split].append(texts, piece.values)
+            writers[split].append(encode(split, piece))
             duplicates.add(split, piece.keys)
 
     bar = progress_in_rows(f"encoding {name}", checked.total, progress)
@@ -195,57 +202,18 @@ def _write_task(
             advance(rows)
         writing.result()
     checked.finish()
-    tokenless.finish(f"{checked.where}.text")
+    more = encode.finish()
     final = checked.reader.final
     meta = {
         "task": name,
         "labels": checked.reader.names,
-        "skipped": checked.skipped,
+        "skipped": checked.skipped + more.pop("skipped", 0),
         "counts": {split: writer.close(final) for split, writer in writers.items()},
         "duplicates": duplicates.count(),
+        "unigram": writers["train"].unigram,
+        **more,
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=1))
-
-
-def tokenise(tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_length: int) -> Tokenised:
-    """Tokens of some texts (or pairs of texts), each cut to `max_length`.
-
-    The same ids as `tokenizer(texts, pairs, truncation=True, max_length=max_length)`, at half the cost for short texts:
-    that call also makes Python lists of masks, and notes where in the text each token stands.
-    """
-    backend = tokenizer.backend_tokenizer
-    backend.no_padding()
-    backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
-    encodings = backend.encode_batch_fast(texts if pairs is None else list(zip(texts, pairs, strict=True)))
-    ids = [encoding.ids for encoding in encodings]
-    types = None if pairs is None else chain.from_iterable(encoding.type_ids for encoding in encodings)
-    return Tokenised(
-        np.fromiter(chain.from_iterable(ids), np.int32),
-        np.fromiter(map(len, ids), np.int64, len(ids)),
-        None if types is None else np.fromiter(types, np.uint8),
-        sum(bool(encoding.overflowing) for encoding in encodings),
-    )
-
-
-class _Tokenless:
-    """Texts in which the tokenizer finds no token: how many in each split, and one of them."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, tuple[int, str]] = {}
-
-    def look(self, split: str, piece: Piece, texts: Tokenised) -> None:
-        """Note those of a piece."""
-        empty = np.flatnonzero(texts.lengths == 0)
-        if len(empty):
-            first = piece.texts[empty[0]] + (f" {piece.pairs[empty[0]]}" if piece.pairs is not None else "")
-            count, example = self.found.get(split, (0, first))
-            self.found[split] = count + len(empty), example
-
-    def finish(self, where: str) -> None:
-        """Raise InputError where there are any."""
-        for split, (count, text) in self.found.items():
-            what = f"the tokenizer finds no token in {count} text(s) of the {split} split, such as {text!r}"
-            raise InputError(Problem(where, what, "leave these rows out of the source", "text-no-token"))
 
 
 @contextmanager
@@ -261,16 +229,3 @@ def _all_cores() -> Iterator[None]:
             del os.environ["TOKENIZERS_PARALLELISM"]
         else:
             os.environ["TOKENIZERS_PARALLELISM"] = before
-
-
-@contextmanager
-def progress_in_rows(title: str, total: int | None, show: bool = True) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error, in rows; yields the function that moves it."""
-    console = Console(file=sys.stderr)
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal)) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda n: bar.advance(task, n)

@@ -37,8 +37,14 @@ class EncodedSplit:
 
     @cached_property
     def targets(self) -> NDArray[Any]:
-        """float32 [n], int32 [n] or uint8 [n, labels]."""
+        """float32 [n], int32 [n] or uint8 [n, labels]; for kinds whose loss is of tokens int32 [n]: UTF-8 bytes of what
+        a text's predicted tokens stand for."""
         return self._load("targets")
+
+    @cached_property
+    def loss(self) -> NDArray[np.uint8] | None:
+        """1 for each token that is predicted, which the first of a text never is. None: all but those are."""
+        return self._load("loss") if self._has("loss") else None
 
     @cached_property
     def types(self) -> NDArray[np.uint8] | None:
@@ -97,7 +103,10 @@ class EncodedTask:
     """A task ready to be trained on.
 
     skipped: bad rows left out. counts[split]: rows, tokens, truncated (rows), supervised (tokens that carry loss),
-    masked (rows without any). duplicates: `{"train/test": rows of test whose text stands in train too, ...}`.
+    masked (rows left out because `max_length` would cut all of these off), and for language modelling documents.
+    duplicates: `{"train/test": rows of test whose text stands in train too, ...}`. unigram: for kinds whose loss is of
+    tokens, the entropy in nats of the training split's predicted tokens: the loss of the best constant prediction.
+    masked_places: where the first masked rows stand.
     """
 
     name: str
@@ -107,6 +116,8 @@ class EncodedTask:
     counts: dict[str, dict[str, int]]
     duplicates: dict[str, int]
     splits: dict[str, EncodedSplit]
+    unigram: float | None = None
+    masked_places: tuple[str, ...] = ()
 
     @property
     def train(self) -> EncodedSplit:

@@ -70,15 +70,19 @@ def mixture_facts(
 ) -> dict[str, dict[str, Any]]:
     """What there is of each task, and what the run draws of it (see `planned`).
 
-    tokens, tokens_per_row, truncated, supervised (tokens with loss), masked (rows without any): of the training split.
-    skipped: bad rows of all splits. duplicates: as in `EncodedTask`. planned_tokens, token_share: with the task's mean
-    length. mixture: None, the recipe's.
+    tokens, tokens_per_row, truncated, supervised (tokens with loss), documents (of language modelling only), masked
+    (rows left out because `max_length` cuts all of these off): of the training split. masked_rows: the same of every
+    split that has some; masked_places: where the first ones stand. skipped: bad rows of all splits. duplicates: as in
+    `EncodedTask`. planned_tokens, token_share: with the task's mean length. mixture: None, the recipe's.
     """
     facts = planned(recipe, mixture or mixture_of(recipe, tasks))
     for name, task in tasks.items():
         counts, fact = task.counts["train"], facts[name]
         per_row = counts["tokens"] / counts["rows"]
-        fact |= {**counts, "tokens_per_row": per_row, "skipped": task.skipped, "duplicates": dict(task.duplicates)}
+        fact |= {"kind": task.task.kind, **counts, "tokens_per_row": per_row}
+        fact |= {"skipped": task.skipped, "duplicates": dict(task.duplicates)}
+        if masked := {split: count["masked"] for split, count in task.counts.items() if count["masked"]}:
+            fact |= {"masked_rows": masked, "masked_places": list(task.masked_places)}
         fact["planned_tokens"] = round(fact["examples"] * per_row)
     total = sum(fact["planned_tokens"] for fact in facts.values())
     for fact in facts.values():
@@ -114,9 +118,11 @@ def mixture_warnings(recipe: Recipe, facts: Mapping[str, Mapping[str, Any]]) -> 
             )
             fix = f"raise {where}.max_epochs, unless that is meant"
             found.append(Problem(f"{where}.max_epochs", what, fix, "mixture-exhausted", "warning"))
-        if fact.get("masked"):
-            what = f"{fact['masked']:,} of its {fact['rows']:,} rows hold no token with loss"
-            fix = f"raise {where}.max_length, or leave these rows out"
+        if masked := fact.get("masked_rows"):
+            rows = ", ".join(f"{count:,} rows of {split}" for split, count in masked.items())
+            places = "; ".join(fact["masked_places"])
+            what = f"left out, as max_length cuts off all that the assistant says: {rows} ({places})"
+            fix = f"raise {where}.max_length, or leave these rows out of the source"
             found.append(Problem(f"{where}.max_length", what, fix, "mixture-masked", "warning"))
     return found + _without_effect(recipe)
 

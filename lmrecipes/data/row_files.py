@@ -1,4 +1,4 @@
-"""JSONL, CSV, TSV and Parquet files -> blocks of rows. A file is never in memory as a whole."""
+"""JSONL, CSV, TSV, Parquet and text files -> blocks of rows. No file but a text is in memory as a whole."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import csv
 import glob
 import json
 from collections.abc import Callable, Iterator, Mapping
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
-from lmrecipes.data.rows import Place, Rows, RowStream, in_blocks, require_columns, rows_of_a_block, wanted_columns
+from lmrecipes.data.columns import Roles, Wanted
+from lmrecipes.data.rows import Place, Rows, RowStream, in_blocks, rows_of_a_block
 from lmrecipes.problems import InputError, Problem, did_you_mean, listing
-from lmrecipes.recipe import Source
 
 CSV_BLOCK = 2**22
 """Bytes of a CSV file that are parsed at once; a single row must fit. pyarrow reads up to 32 blocks ahead."""
@@ -27,7 +27,7 @@ def matching(pattern: str) -> list[Path]:
     return sorted(Path(name) for name in found if Path(name).is_file())
 
 
-def open_files(pattern: str, source: Source, where: str) -> RowStream:
+def open_files(pattern: str, wanted: Wanted, where: str) -> RowStream:
     """The rows of a file, or of all that a glob matches, one after the other. Raises InputError where there is none."""
     paths = matching(pattern)
     if not paths:
@@ -36,8 +36,9 @@ def open_files(pattern: str, source: Source, where: str) -> RowStream:
         if path.suffix.lower() not in _READERS:
             what = f"{path}: unknown format {path.suffix!r}" if path.suffix else f"{path}: a name without a suffix"
             raise InputError(Problem(where, what, f"use one of {listing(list(_READERS))}", "file-format"))
-    blocks = chain.from_iterable(_READERS[path.suffix.lower()](path, source, where) for path in paths)
-    return RowStream(blocks, _parquet_rows(paths, where))
+    by_suffix = groupby(paths, lambda path: path.suffix.lower())
+    blocks = chain.from_iterable(_READERS[suffix](list(some), wanted, where) for suffix, some in by_suffix)
+    return RowStream(blocks, _known_rows(paths, where))
 
 
 def _no_file(pattern: str, where: str) -> Problem:
@@ -53,12 +54,11 @@ def _broken(where: str, what: str, fix: str = "repair the file") -> InputError:
     return InputError(Problem(where, what, fix, "file-broken"))
 
 
-def _read_jsonl(path: Path, source: Source, where: str) -> Iterator[Rows]:
-    return in_blocks(_json_rows(path, source, where), source, lambda number: f"{path} line {number}")
+def _read_jsonl(path: Path, wanted: Wanted, where: str) -> Iterator[Rows]:
+    return in_blocks(_json_rows(path, where), wanted, str(path), lambda number: f"{path} line {number}")
 
 
-def _json_rows(path: Path, source: Source, where: str) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
-    first = True
+def _json_rows(path: Path, where: str) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not (line := line.strip()):
@@ -72,69 +72,82 @@ def _json_rows(path: Path, source: Source, where: str) -> Iterator[tuple[int, in
             if not isinstance(row, dict):
                 what = f"{path} line {number}: not a JSON object but a {type(row).__name__}"
                 raise _broken(where, what, "write one JSON object a line")
-            if first:
-                require_columns(row, source, where, str(path))
-                first = False
             yield number, len(line), row
 
 
-def _read_csv(path: Path, source: Source, where: str) -> Iterator[Rows]:
+def _read_csv(path: Path, wanted: Wanted, where: str) -> Iterator[Rows]:
     """All cells are read as text: what a label means is the task's business, not a guess from the first rows."""
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
-    wanted = wanted_columns(source)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             header = next(csv.reader(stream, delimiter=delimiter), None)
         if header is None:
             return
-        require_columns(header, source, where, str(path))
+        roles = wanted.among(header, str(path))
+        columns = sorted(set(roles.values()))
         batches = arrow_csv.open_csv(
             path,
             read_options=arrow_csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK),  # one thread counts the rows
             parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=arrow_csv.ConvertOptions(
-                include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False
+                include_columns=columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
             ),
         )
         # Row 1 is the header, as a spreadsheet and pyarrow's messages count.
-        yield from _arrow_blocks(batches, source, 2, lambda number: f"{path} row {number}")
+        yield from _arrow_blocks(batches, roles, 2, lambda number: f"{path} row {number}")
     except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
         raise _broken(where, f"{path}: {error}") from None
 
 
-def _read_parquet(path: Path, source: Source, where: str) -> Iterator[Rows]:
+def _read_parquet(path: Path, wanted: Wanted, where: str) -> Iterator[Rows]:
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path, pre_buffer=False) as file:
-            require_columns(file.schema_arrow.names, source, where, str(path))
+            roles = wanted.among(file.schema_arrow.names, str(path))
             size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
             batches = file.iter_batches(
-                rows_of_a_block(size, file.metadata.num_rows), columns=wanted_columns(source), use_threads=False
+                rows_of_a_block(size, file.metadata.num_rows),
+                columns=sorted(set(roles.values())),
+                use_threads=False,
             )
-            yield from _arrow_blocks(batches, source, 0, lambda number: f"{path} row {number}")
+            yield from _arrow_blocks(batches, roles, 0, lambda number: f"{path} row {number}")
     except (pa.ArrowInvalid, OSError) as error:
         raise _broken(where, f"{path}: {error}") from None
 
 
-def _arrow_blocks(batches: Any, source: Source, number: int, place: Place) -> Iterator[Rows]:
+def _arrow_blocks(batches: Any, roles: Roles, number: int, place: Place) -> Iterator[Rows]:
     """Blocks of `pyarrow.RecordBatch`es; the first row has this number."""
     for batch in batches:
         step = rows_of_a_block(batch.nbytes, batch.num_rows)
         for start in range(0, batch.num_rows, step):
             part = batch.slice(start, step)
-            columns = {name: part.column(name).to_pylist() for name in wanted_columns(source)}
-            yield Rows.of(columns, source, range(number, number + part.num_rows), place)
+            columns = {name: part.column(name).to_pylist() for name in set(roles.values())}
+            yield Rows.of(columns, roles, range(number, number + part.num_rows), place)
             number += part.num_rows
 
 
-def _parquet_rows(paths: list[Path], where: str) -> int | None:
-    """Rows of Parquet files, which say it themselves."""
-    if any(path.suffix.lower() != ".parquet" for path in paths):
+def _read_texts(paths: list[Path], wanted: Wanted, where: str) -> Iterator[Rows]:
+    """Each file is one row, whose only column is `text`."""
+
+    def texts() -> Iterator[tuple[int, int, Mapping[str, Any]]]:
+        for number, path in enumerate(paths):
+            try:
+                text = path.read_bytes().decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise _broken(where, f"{path}: not UTF-8 ({error.reason} at byte {error.start:,})") from None
+            yield number, len(text), {"text": text}
+
+    return in_blocks(texts(), wanted, str(paths[0]), lambda number: str(paths[number]))
+
+
+def _known_rows(paths: list[Path], where: str) -> int | None:
+    """Rows of Parquet files, which say it themselves, and of text files."""
+    if any(path.suffix.lower() not in (".parquet", ".txt") for path in paths):
         return None
     import pyarrow as pa
     from pyarrow import parquet
@@ -142,15 +155,24 @@ def _parquet_rows(paths: list[Path], where: str) -> int | None:
     total = 0
     for path in paths:
         try:
-            total += parquet.read_metadata(path).num_rows
+            total += 1 if path.suffix.lower() == ".txt" else parquet.read_metadata(path).num_rows
         except (pa.ArrowInvalid, OSError) as error:
             raise _broken(where, f"{path}: {error}") from None
     return total
 
 
-_READERS: dict[str, Callable[[Path, Source, str], Iterator[Rows]]] = {
-    ".jsonl": _read_jsonl,
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-    ".parquet": _read_parquet,
+_Reader = Callable[[Path, Wanted, str], Iterator[Rows]]
+
+
+def _one_by_one(read: _Reader) -> Callable[[list[Path], Wanted, str], Iterator[Rows]]:
+    """The reader of some files, of that of one."""
+    return lambda paths, wanted, where: chain.from_iterable(read(path, wanted, where) for path in paths)
+
+
+_READERS: dict[str, Callable[[list[Path], Wanted, str], Iterator[Rows]]] = {
+    ".jsonl": _one_by_one(_read_jsonl),
+    ".csv": _one_by_one(_read_csv),
+    ".tsv": _one_by_one(_read_csv),
+    ".parquet": _one_by_one(_read_parquet),
+    ".txt": _read_texts,
 }

@@ -11,8 +11,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from lmrecipes.data.columns import Wanted
 from lmrecipes.data.row_files import matching, open_files
-from lmrecipes.data.rows import Rows, RowStream, in_blocks, require_columns, rows_of_a_block, wanted_columns
+from lmrecipes.data.rows import Rows, RowStream, in_blocks, rows_of_a_block
 from lmrecipes.problems import InputError, Problem, did_you_mean, listing
 from lmrecipes.recipe import Source, Task
 
@@ -30,7 +31,7 @@ def open_rows(name: str, task: Task) -> dict[str, RowStream]:
     naming file, column and fix; so does reading on.
     """
     where = f"tasks.{name}.source"
-    by_split = {split: _begun(stream) for split, stream in _open(task.source, where).items()}
+    by_split = {split: _begun(stream) for split, stream in _open(Wanted(task, where)).items()}
     if empty := [split for split, stream in by_split.items() if stream is None]:
         what = "has no rows" if empty == [WHOLE] else f"has no rows in the split(s) {', '.join(empty)}"
         raise InputError(Problem(where, what, "give a source that has some", "source-empty"))
@@ -67,57 +68,67 @@ def source_state(source: Source) -> list[Any]:
     return state
 
 
-def _open(source: Source, where: str) -> dict[str, RowStream]:
+def _open(wanted: Wanted) -> dict[str, RowStream]:
+    source, where = wanted.task.source, wanted.where
     if source.files is not None:
-        return {WHOLE: open_files(source.files, source, f"{where}.files")}
+        return {WHOLE: open_files(source.files, wanted, f"{where}.files")}
     if source.splits is not None:
-        return {split: open_files(path, source, f"{where}.splits.{split}") for split, path in source.splits.items()}
+        return {split: open_files(path, wanted, f"{where}.splits.{split}") for split, path in source.splits.items()}
     if source.offline is not None:
-        return {WHOLE: _from_dicts(_load_offline(source.offline, f"{where}.offline"), source, where, source.offline)}
+        return {WHOLE: _from_dicts(_load_offline(source.offline, f"{where}.offline"), wanted, source.offline)}
     if source.function is not None:
-        return _by_split(_call(source.function, f"{where}.function"), source, where, source.function)
+        return _by_split(_call(source.function, f"{where}.function"), wanted, source.function)
     assert source.dataset is not None
-    return _by_split(_load_dataset(source.dataset, f"{where}.dataset"), source, where, source.dataset)
+    return _by_split(_load_dataset(source.dataset, f"{where}.dataset"), wanted, source.dataset)
 
 
-def _from_dicts(dicts: Iterable[Any], source: Source, where: str, title: str) -> RowStream:
+def _from_dicts(dicts: Iterable[Any], wanted: Wanted, title: str) -> RowStream:
     def checked() -> Iterator[tuple[int, int, Mapping[str, Any]]]:
         for number, row in enumerate(dicts):
             if not isinstance(row, Mapping):
                 what = f"{title} row {number} is a {type(row).__name__}, not a dictionary"
-                raise InputError(Problem(where, what, "yield dictionaries of column and value", "row-type"))
-            if number == 0:
-                require_columns(row, source, where, title)
-            yield number, sum(len(value) for value in row.values() if isinstance(value, str)), row
+                raise InputError(Problem(wanted.where, what, "yield dictionaries of column and value", "row-type"))
+            yield number, sum(map(_characters, row.values())), row
 
     total = len(dicts) if isinstance(dicts, Sized) else None
-    return RowStream(in_blocks(checked(), source, lambda number: f"{title} row {number}"), total)
+    return RowStream(in_blocks(checked(), wanted, title, lambda number: f"{title} row {number}"), total)
 
 
-def _from_dataset(dataset: Any, source: Source, where: str, title: str) -> RowStream:
+def _characters(cell: Any) -> int:
+    """Characters of the texts in a cell, also where they are in lists and dictionaries."""
+    if isinstance(cell, str):
+        return len(cell)
+    if isinstance(cell, Mapping):
+        return sum(map(_characters, cell.values()))
+    return sum(map(_characters, cell)) if isinstance(cell, (list, tuple)) else 0
+
+
+def _from_dataset(dataset: Any, wanted: Wanted, title: str) -> RowStream:
     """Rows of a `datasets.Dataset`, in slices. Where labels are a `ClassLabel`, -1 says that there is none."""
-    require_columns(dataset.column_names, source, where, title)
-    table = dataset.with_format(None).select_columns(wanted_columns(source))
-    marks_missing = hasattr(dataset.features[source.label], "names")
+    roles = wanted.among(dataset.column_names, title)
+    table = dataset.with_format(None).select_columns(sorted(set(roles.values())))
+    marks_missing = "label" in roles and hasattr(dataset.features[roles["label"]], "names")
     step = rows_of_a_block(table.data.nbytes, table.data.num_rows)
 
     def blocks() -> Iterator[Rows]:
         for start in range(0, len(table), step):
             columns = dict(table[start : start + step])
             if marks_missing:
-                columns[source.label] = [None if label == -1 else label for label in columns[source.label]]
-            numbers = range(start, start + len(columns[source.label]))
-            yield Rows.of(columns, source, numbers, lambda number: f"{title} row {number}")
+                labels = columns[roles["label"]]
+                columns[roles["label"]] = [None if label == -1 else label for label in labels]
+            numbers = range(start, min(start + step, len(table)))
+            yield Rows.of(columns, roles, numbers, lambda number: f"{title} row {number}")
 
     return RowStream(blocks(), len(table))
 
 
-def _by_split(data: Any, source: Source, where: str, title: str) -> dict[str, RowStream]:
+def _by_split(data: Any, wanted: Wanted, title: str) -> dict[str, RowStream]:
     """Rows of a dictionary of splits, or of one iterable of rows or `Dataset`."""
+    where = wanted.where
 
     def rows(part: Any, title: str) -> RowStream:
         read = _from_dataset if hasattr(part, "select_columns") and hasattr(part, "__len__") else _from_dicts
-        return read(part, source, where, title)
+        return read(part, wanted, title)
 
     if not isinstance(data, Mapping):
         if not isinstance(data, Iterable):

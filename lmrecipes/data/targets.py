@@ -2,50 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lmrecipes.data.conversations import BadRow, Conversation, read_conversation
 from lmrecipes.data.duplicates import text_key
 from lmrecipes.data.labels import LabelReader, missing, plain, short
 from lmrecipes.data.permutation import hash_key
-from lmrecipes.data.rows import Rows, RowStream
+from lmrecipes.data.rows import Place, Rows, RowStream
 from lmrecipes.data.sources import SPLITS, WHOLE
 from lmrecipes.problems import InputError, Problem, listing
 from lmrecipes.recipe import Task, TaskKind
 
 EXAMPLES_SHOWN = 3
 """Bad rows quoted in a message; the rest are counted."""
-FEWEST_LABELS: dict[TaskKind, int] = {"regression": 0, "classification": 2, "multi_label": 1}
+FEWEST_LABELS: dict[TaskKind, int] = {"classification": 2, "multi_label": 1}
+
+
+class Rendered(NamedTuple):
+    """A conversation as one text. spans: first and last + 1 character of what carries loss, in order."""
+
+    text: str
+    spans: list[tuple[int, int]]
+
+
+Render = Callable[[Conversation], Rendered]
+"""Raises BadRow for a conversation that it cannot say."""
+
+
+def contents_only(conversation: Conversation) -> Rendered:
+    """What the turns say, without the marks of any template."""
+    return Rendered("\n".join(conversation.contents()), [])
 
 
 @dataclass
 class Piece:
-    """The good rows of one block that belong to one split, in order. keys: `text_key` of each row."""
+    """The good rows of one block that belong to one split, in order.
+
+    values: a label's value as `LabelReader` gives it, or the spans of a conversation. keys: `text_key` of each row.
+    place(i) tells a person where row i stands.
+    """
 
     texts: list[str] = field(default_factory=list)
     pairs: list[str] | None = None
     values: list[Any] = field(default_factory=list)
     keys: list[int] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    origin: Place = str
 
     def __len__(self) -> int:
         return len(self.texts)
 
+    def place(self, i: int) -> str:
+        """Where row i stands."""
+        return self.origin(self.numbers[i])
+
+
+class BadRows:
+    """How many rows cannot be used, and the first few of them."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.count = 0
+        self.first: list[str] = []
+
+    def add(self, place: str, reason: str) -> None:
+        """One row more."""
+        self.count += 1
+        if len(self.first) < EXAMPLES_SHOWN:
+            self.first.append(f"{place}: {reason}")
+
+    def refuse(self) -> None:
+        """Raise InputError where there are any."""
+        if self.count:
+            more = f"; and {self.count - len(self.first)} more" if self.count > len(self.first) else ""
+            fix = f"repair them, or set {self.where}.on_bad_row to `skip` to leave them out with a count"
+            what = f"{self.count} bad row(s): {'; '.join(self.first)}{more}"
+            raise InputError(Problem(self.where, what, fix, "bad-rows"))
+
 
 class CheckedRows:
-    """Checks every row of a task, block by block, and says at the end what was found."""
+    """Checks every row of a task, block by block, and says at the end what was found.
 
-    def __init__(self, name: str, task: Task, by_split: Mapping[str, RowStream]) -> None:
-        self.task, self.by_split = task, by_split
+    render: how a chat task's conversations become texts.
+    """
+
+    def __init__(
+        self, name: str, task: Task, by_split: Mapping[str, RowStream], render: Render = contents_only
+    ) -> None:
+        self.task, self.by_split, self.render = task, by_split, render
         self.where = f"tasks.{name}.source"
         self.reader = LabelReader(task)
         self.to_cut = [split for split in ("test", "validation") if split not in by_split]
         self.rows = dict.fromkeys(SPLITS, 0)
-        self.skipped = 0
-        self._bad: list[str] = []
+        self.bad = BadRows(self.where)
+
+    @property
+    def skipped(self) -> int:
+        """Bad rows so far."""
+        return self.bad.count
 
     @property
     def total(self) -> int | None:
@@ -61,17 +120,14 @@ class CheckedRows:
         for split, stream in self.by_split.items():
             for rows in stream.blocks:
                 pieces = self._check(split, rows)
-                yield len(rows), {} if self.skipped and self.task.source.on_bad_row == "error" else pieces
+                yield len(rows), {} if self.bad.count and self.task.source.on_bad_row == "error" else pieces
 
     def finish(self) -> None:
         """After the last block: raises InputError for bad rows, too few labels or an empty split."""
-        if self._bad and self.task.source.on_bad_row == "error":
-            more = f"; and {self.skipped - len(self._bad)} more" if self.skipped > len(self._bad) else ""
-            fix = f"repair them, or set {self.where}.on_bad_row to `skip` to leave them out with a count"
-            what = f"{self.skipped} bad row(s): {'; '.join(self._bad)}{more}"
-            raise InputError(Problem(self.where, what, fix, "bad-rows"))
+        if self.task.source.on_bad_row == "error":
+            self.bad.refuse()
         kind, names = self.task.kind, self.reader.names
-        if len(names) < FEWEST_LABELS[kind]:
+        if len(names) < FEWEST_LABELS.get(kind, 0):
             fewest = f"{kind} needs {FEWEST_LABELS[kind]} or more"
             what = f"the rows have {len(names)} label(s) ({listing(names)}), {fewest}"
             fix = "name another column, or another kind"
@@ -88,36 +144,47 @@ class CheckedRows:
     def _check(self, split: str, rows: Rows) -> dict[str, Piece]:
         pieces: dict[str, Piece] = {}
         for i in range(len(rows)):
-            value, reason = self._value(rows, i)
-            if reason is not None:
-                self.skipped += 1
-                if len(self._bad) < EXAMPLES_SHOWN:
-                    self._bad.append(f"{rows.origin(i)}: {reason}")
+            row = rows.row(i)
+            try:
+                texts, value, said = self._read(row)
+            except BadRow as reason:
+                self.bad.add(rows.origin(i), str(reason))
                 continue
-            texts = [rows.texts[i]] if rows.pairs is None else [rows.texts[i], rows.pairs[i]]
-            key = text_key(texts)
-            home = self._cut(rows, i, key) if split in (WHOLE, "train") else split
-            piece = pieces.setdefault(home, Piece(pairs=None if rows.pairs is None else []))
+            key = text_key(said)
+            home = self._cut(row.get("group"), key) if split in (WHOLE, "train") else split
+            if home not in pieces:
+                pieces[home] = Piece(pairs=None if len(texts) == 1 else [], origin=rows.origin)
+            piece = pieces[home]
             piece.texts.append(texts[0])
             piece.values.append(value)
             piece.keys.append(key)
+            piece.numbers.append(i)
             if piece.pairs is not None:
                 piece.pairs.append(texts[1])
         for home, piece in pieces.items():
             self.rows[home] += len(piece)
         return pieces
 
-    def _value(self, rows: Rows, i: int) -> tuple[Any, str | None]:
-        """(label value, None) of a good row, or (None, what is wrong)."""
+    def _read(self, row: Mapping[str, Any]) -> tuple[list[str], Any, list[str]]:
+        """The text or pair of texts of a row, its value, and what makes it another row than others."""
         source = self.task.source
-        reason = _text_problem(rows.texts[i], source.text)
-        if reason is None and rows.pairs is not None:
-            reason = _text_problem(rows.pairs[i], source.text_pair or "text_pair")
-        return (None, reason) if reason is not None else self.reader(rows.labels[i])
+        if self.task.kind == "chat":
+            conversation = read_conversation(row, source.chat.system_prompt)
+            text, spans = self.render(conversation)
+            return [text], spans, conversation.contents()
+        texts = [row["text"]] if source.text_pair is None else [row["text"], row["text_pair"]]
+        for text, column in zip(texts, (source.text, source.text_pair), strict=False):
+            _require_text(text, column or "")
+        if self.task.of_tokens:
+            return texts, None, texts
+        value, reason = self.reader(row["label"])
+        if reason is not None:
+            raise BadRow(reason)
+        return texts, value, texts
 
-    def _cut(self, rows: Rows, i: int, key: int) -> str:
+    def _cut(self, cell: Any, key: int) -> str:
         """The split of a row by a hash of its group; without one, of its text whatever the case and spacing."""
-        group = None if rows.groups is None else plain(rows.groups[i])
+        group = plain(cell)
         u = (key if missing(group) or group == "" else hash_key("split", str(group))) / 2**64
         for split in self.to_cut:
             share = self.task.source.test_fraction if split == "test" else self.task.source.validation_fraction
@@ -127,17 +194,17 @@ class CheckedRows:
         return "train"
 
 
-def _text_problem(text: Any, column: str) -> str | None:
+def _require_text(text: Any, column: str) -> None:
+    """Raise BadRow for what is no text, or an empty one."""
     if not isinstance(text, str):
-        return f"{column!r} is {short(text)}, not a text"
+        raise BadRow(f"{column!r} is {short(text)}, not a text")
     if not text or text.isspace():
-        return f"{column!r} is empty"
+        raise BadRow(f"{column!r} is empty")
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:
-            return f"{column!r} holds half a surrogate pair, which is no character"
-    return None
+            raise BadRow(f"{column!r} holds half a surrogate pair, which is no character") from None
 
 
 def targets_array(kind: TaskKind, values: list[Any], final: NDArray[np.int32]) -> NDArray[Any]:

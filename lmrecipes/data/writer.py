@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmrecipes.data.arrays import CHUNK, GrowingArray, change_in_place, load_mapped
 from lmrecipes.data.targets import label_matrix
-from lmrecipes.recipe import TaskKind
+from lmrecipes.recipe import TOKEN_KINDS, TaskKind
 
 
-@dataclass(frozen=True)
-class Tokenised:
-    """Some texts as tokens: ids int32, end to end; lengths int64 [n]; types uint8 for pairs; how many were cut."""
+class Tokenised(NamedTuple):
+    """Some texts as tokens.
+
+    ids: int32, end to end. lengths: int64 [n]. types: uint8, the segment of each token, for pairs. loss: uint8, 1 where
+    a token is predicted, for chat. values: a label's value as `LabelReader` gives it, or the bytes that a text's
+    predicted tokens stand for. counts: what more is counted of these rows, see `EncodedTask`.
+    """
 
     ids: NDArray[np.int32]
     lengths: NDArray[np.int64]
-    types: NDArray[np.uint8] | None
-    truncated: int
+    types: NDArray[np.uint8] | None = None
+    loss: NDArray[np.uint8] | None = None
+    values: Sequence[Any] = ()
+    counts: Mapping[str, int] = {}
 
 
 class SplitWriter:
-    """`<split>.tokens.npy`, `.offsets.npy`, `.targets.npy` and, for pairs, `.types.npy` in `folder`."""
+    """`<split>.tokens.npy`, `.offsets.npy`, `.targets.npy` in `folder`; for pairs `.types.npy`; for kinds whose loss
+    is of tokens `.supervised.npy`, and for chat `.loss.npy`."""
 
     def __init__(self, folder: Path, split: str, kind: TaskKind, paired: bool) -> None:
         def file(part: str) -> Path:
@@ -35,42 +44,83 @@ class SplitWriter:
         self._offsets = GrowingArray(file("offsets"), np.int64)
         self._offsets.append(np.zeros(1, np.int64))
         self._types = GrowingArray(file("types"), np.uint8) if paired else None
+        self._loss = GrowingArray(file("loss"), np.uint8) if kind == "chat" else None
+        self._supervised = GrowingArray(file("supervised"), np.int32) if kind in TOKEN_KINDS else None
         self._targets = _SetsWriter(file("targets")) if kind == "multi_label" else _ValuesWriter(file("targets"), kind)
-        self._truncated = 0
+        self._counts = Counter(truncated=0, masked=0, supervised=0)
+        self._predicted = Histogram()
 
-    def append(self, texts: Tokenised, values: list[Any]) -> None:
-        """Some texts and their label values, as `LabelReader` gives them."""
+    def append(self, texts: Tokenised) -> None:
+        """Some texts."""
+        if self._supervised is not None and len(texts.lengths):
+            firsts = np.cumsum(texts.lengths) - texts.lengths
+            predicted = np.ones(len(texts.ids), bool) if texts.loss is None else texts.loss > 0
+            predicted[firsts] = False
+            supervised = np.add.reduceat(predicted, firsts, dtype=np.int32)
+            self._supervised.append(supervised)
+            self._counts["supervised"] += int(supervised.sum())
+            self._predicted.add(texts.ids[predicted])
         self._offsets.append(self._tokens.rows + np.cumsum(texts.lengths))
         self._tokens.append(texts.ids)
-        if self._types is not None and texts.types is not None:
-            self._types.append(texts.types)
-        self._targets.append(values)
-        self._truncated += texts.truncated
+        for file, part in ((self._types, texts.types), (self._loss, texts.loss)):
+            if file is not None and part is not None:
+                file.append(part)
+        self._targets.append(texts.values)
+        self._counts.update(texts.counts)
 
     def close(self, final: NDArray[np.int32]) -> dict[str, int]:
         """Finish the files; `final` is `LabelReader.final`. Returns the split's counts, see `EncodedTask`."""
-        for file in (self._tokens, self._offsets, self._types):
+        for file in (self._tokens, self._offsets, self._types, self._loss, self._supervised):
             if file is not None:
                 file.close()
         self._targets.close(final)
         rows = self._offsets.rows - 1
-        return {
-            "rows": rows,
-            "tokens": self._tokens.rows,
-            "truncated": self._truncated,
-            "supervised": rows,  # the label of a whole text counts as one token
-            "masked": 0,
-        }
+        if self._supervised is None:
+            self._counts["supervised"] = rows  # the label of a whole text counts as one token
+        return {"rows": rows, "tokens": self._tokens.rows, **self._counts}
+
+    @property
+    def unigram(self) -> float | None:
+        """Entropy of the predicted tokens, see `EncodedTask`; None for labels of whole texts."""
+        return None if self._supervised is None else self._predicted.entropy
+
+
+class Histogram:
+    """How often each of some small numbers came."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(0, np.int64)
+
+    def add(self, numbers: NDArray[Any]) -> None:
+        """Some numbers, from 0."""
+        more = np.bincount(numbers, minlength=len(self.counts))
+        more[: len(self.counts)] += self.counts
+        self.counts = more
+
+    @property
+    def entropy(self) -> float:
+        """In nats."""
+        shares = self.counts[self.counts > 0] / max(1, self.counts.sum())
+        return math.fsum(-shares * np.log(shares))
+
+    def quantiles(self, parts: int) -> list[int]:
+        """The smallest number that k / parts of all are at most, for k = 0 .. parts; empty where there are none."""
+        up_to = np.cumsum(self.counts)
+        if not len(up_to):
+            return []
+        wanted = np.maximum(1, -(-up_to[-1] * np.arange(parts + 1) // parts))
+        return np.searchsorted(up_to, wanted).tolist()
 
 
 class _ValuesWriter:
-    """One number a row: float32 (regression) or the int32 number of a class, changed to its final one at the end."""
+    """One number a row: float32 (regression), the int32 number of a class, changed to its final one at the end, or
+    int32 bytes."""
 
     def __init__(self, path: Path, kind: TaskKind) -> None:
         self._kind = kind
         self._values = GrowingArray(path, np.float32 if kind == "regression" else np.int32)
 
-    def append(self, values: list[Any]) -> None:
+    def append(self, values: Sequence[Any]) -> None:
         self._values.append(np.array(values, self._values.dtype))
 
     def close(self, final: NDArray[np.int32]) -> None:
@@ -87,7 +137,7 @@ class _SetsWriter:
         self._numbers = GrowingArray(path.with_suffix(".numbers"), np.int32)
         self._ends = GrowingArray(path.with_suffix(".ends"), np.int64)
 
-    def append(self, values: list[list[int]]) -> None:
+    def append(self, values: Sequence[list[int]]) -> None:
         self._ends.append(self._numbers.rows + np.cumsum([len(numbers) for numbers in values], dtype=np.int64))
         self._numbers.append(np.fromiter((n for numbers in values for n in numbers), np.int32))
 

@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lmrecipes.data.batches import Batcher, Bucket, MicroBatch, Packed, Step, TrainingStream
+from lmrecipes.data.batches import Batcher, Bucket, MicroBatch, Packed
 from lmrecipes.data.encoded import EncodedSplit
 from lmrecipes.data.layout import Arrangement
+from lmrecipes.data.loss_scales import LossScales
 from lmrecipes.data.mixture import Mixture
+from lmrecipes.data.stream import Step, TrainingStream
 from lmrecipes.models.heads import HeadSpec, head_spec
 from lmrecipes.planning.batch import BatchPlan, plan_batch
 from lmrecipes.recipe import Loader
@@ -61,7 +63,7 @@ def batcher(splits: dict[str, EncodedSplit]) -> Batcher:
         "topic": head_spec("classification", ("a", "b", "c"), splits["topic"].targets),
         "tags": head_spec("multi_label", ("p", "q", "r", "s"), splits["tags"].targets),
     }
-    return Batcher(splits, specs, SCALES)
+    return Batcher(splits, specs)
 
 
 def stream(
@@ -69,7 +71,7 @@ def stream(
 ) -> TrainingStream:
     rows = tuple(len(split) for split in batcher.splits)
     mixture = Mixture.fixed(tuple(batcher.names), rows, (0.5, 0.45, 0.05), 1)
-    return TrainingStream(batcher, mixture, plan, arrangement, rank, Loader(**loader))
+    return TrainingStream(batcher, LossScales(SCALES), mixture, plan, arrangement, rank, Loader(**loader))
 
 
 def texts_of(bucket: Bucket) -> list[list[int]]:
@@ -123,7 +125,7 @@ def test_no_text_is_one_dummy_token(batcher: Batcher) -> None:
 def test_rows_and_targets_of_each_task(batcher: Batcher) -> None:
     tasks, rows = np.array([1, 0, 1, 0], np.int16), np.array([5, 9, 6, 2])
     buckets = [np.array([2, 1]), np.zeros(0, np.int64), np.array([3, 0])]
-    micro = batcher.micro_batch(buckets, tasks, rows, {"score": 8, "topic": 2, "tags": 0}, BUCKETS)
+    micro = batcher.micro_batch(buckets, tasks, rows, {"score": 0.5 / 8, "topic": 2.0 / 2, "tags": 0}, BUCKETS)
     assert len(micro.texts) == 3  # type: ignore[arg-type]
     heads = [row[0] for row in all_texts(micro)]
     assert heads == [206, 109, 0, 102, 205], "a dummy row stands for the empty bucket"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lmrecipes.data import duplicates
 from lmrecipes.data.duplicates import DuplicateCounter, duplicate_warnings, shared_rows, text_key
+from lmrecipes.data.slices import slices
 from lmrecipes.recipe import Source, Task
 
 SPLITS = ("train", "validation", "test")
@@ -23,6 +24,16 @@ def test_a_key_is_of_the_text_whatever_case_and_spacing() -> None:
     different = [["a text"], ["atext"], ["a", "text"], ["a text", ""], ["text a"]]
     assert len({text_key(texts) for texts in different}) == len(different)
     assert all(0 <= text_key(texts) < 2**64 for texts in different)
+
+
+@given(st.text(alphabet=st.sampled_from("aBß \n"), max_size=80))
+def test_long_texts_are_read_in_slices(text: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "slices", lambda text: slices(text, 30))
+        if all(part.startswith(" ") for part in list(slices(text, 30))[1:]):
+            cut = text_key([text, "b"])
+            patch.undo()
+            assert cut == text_key([text, "b"])
 
 
 @settings(deadline=None)

@@ -21,8 +21,11 @@ from tiny import make_recipe
 
 from lmrecipes.data import encode
 from lmrecipes.data import rows as blocks
-from lmrecipes.data.encode import encode_tasks, load_tokenizer, task_texts
+from lmrecipes.data import texts as texts_module
+from lmrecipes.data.encode import encode_tasks, task_texts
 from lmrecipes.data.encoded import EncodedTask
+from lmrecipes.data.texts import tokenise
+from lmrecipes.data.tokenizer import load_tokenizer
 from lmrecipes.data.writer import SplitWriter
 from lmrecipes.problems import InputError
 from lmrecipes.recipe import Recipe
@@ -96,11 +99,11 @@ def test_tokenise_is_the_tokenizers_call(place: Path, side: str) -> None:
     tokenizer.truncation_side = side
     texts, pairs = ["red blue red good bad fine", "tax", "heart lung"], ["one two three four", "war war war war", "eye"]
     for others in (None, pairs):
-        found = encode.tokenise(tokenizer, texts, others, 7)
+        found = tokenise(tokenizer, texts, others, 7)
         wanted = tokenizer(texts, others, truncation=True, max_length=7, return_token_type_ids=True)
         assert found.ids.tolist() == list(chain.from_iterable(wanted["input_ids"]))
         assert found.lengths.tolist() == [len(ids) for ids in wanted["input_ids"]]
-        assert found.truncated == (1 if others is None else 2)
+        assert found.counts["truncated"] == (1 if others is None else 2)
         assert (found.types is None) == (others is None)
         if found.types is not None:
             assert found.types.tolist() == list(chain.from_iterable(wanted["token_type_ids"]))
@@ -129,7 +132,7 @@ def test_the_second_time_nothing_is_read(place: Path, made: list[str], monkeypat
     first = encoded(place)
     assert made == ["short", "long", "rare"]
 
-    def refuse(name: str) -> Any:
+    def refuse(*arguments: Any) -> Any:
         raise AssertionError("the tokenizer is not needed")
 
     monkeypatch.setattr(encode, "load_tokenizer", refuse)
@@ -374,6 +377,12 @@ def test_longer_than_the_model_reads(place: Path) -> None:
     ]
 
 
+def test_a_text_of_one_token_predicts_nothing(place: Path) -> None:
+    changes = talks(place, [1] * 60, max_length=1)
+    with pytest.raises(InputError, match=r"tasks\.t\.max_length: a text of one token predicts none"):
+        encoded(place, **changes)
+
+
 def test_a_text_without_any_token(place: Path) -> None:
     file = place / "model" / "tokenizer.json"
     saved = json.loads(file.read_text())
@@ -430,13 +439,12 @@ def files_of(task: EncodedTask) -> dict[str, bytes]:
 def test_texts_are_tokenised_on_all_cores(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`lmrecipes` sets TOKENIZERS_PARALLELISM=false for the processes that it forks; encoding forks none."""
     seen = []
-    tokenise = encode.tokenise
 
     def look(*arguments: Any) -> Any:
         seen.append(os.environ["TOKENIZERS_PARALLELISM"])
         return tokenise(*arguments)
 
-    monkeypatch.setattr(encode, "tokenise", look)
+    monkeypatch.setattr(texts_module, "tokenise", look)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     encoded(place)
     assert set(seen) == {"true"}
@@ -469,3 +477,185 @@ def test_duplicates_are_counted(place: Path) -> None:
     assert sorted(path.name for path in task.train.folder.iterdir()) == sorted(
         ["meta.json", *(f"{split}.{part}.npy" for split in source for part in ("offsets", "targets", "tokens"))]
     )
+
+
+def talks(place: Path, lengths: list[int], **changes: Any) -> dict[str, Any]:
+    """A recipe of one chat task; a conversation's question has so many words."""
+    questions = [f"{i} " + "red " * length for i, length in enumerate(lengths)]
+    rows = [{"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "good"}]}
+            for question in questions]  # fmt: skip
+    files = jsonl(place / "data" / "talks.jsonl", rows)
+    (place / "chat.jinja").write_text(
+        "{% for m in messages %}{{ m.role }} {{ m.content }} [SEP] {% endfor %}"
+        "{% if add_generation_prompt %}assistant {% endif %}"
+    )
+    task = {"kind": "chat", "source": {"files": files}, **changes}
+    return {"tasks": {"t": task}, "model.chat_template": str(place / "chat.jinja"), "model.max_length": 24}
+
+
+def other_template(place: Path) -> dict[str, Any]:
+    file = place / "chat.jinja"
+    file.write_text(file.read_text().replace("[SEP]", "[MASK]"))
+    return {}
+
+
+def test_chat_files(place: Path) -> None:
+    task = encoded(place, **talks(place, [1, 2, 3] * 40))["t"]
+    tokenizer = load_tokenizer(str(place / "model"))
+    assert task.labels == ()
+    for split, found in task.splits.items():
+        counts = task.counts[split]
+        assert found.loss is not None
+        assert found.types is None
+        assert (counts["rows"], counts["masked"], counts["truncated"]) == (len(found), 0, 0)
+        assert counts["supervised"] == found.loss.sum() == found.supervised_of(np.arange(len(found))).sum()
+        assert {tokenizer.decode(found.tokens[found.loss > 0][:2])} == {"good [SEP]"}
+        assert found.supervised_of(np.arange(len(found))).tolist() == [2] * len(found)
+        assert found.targets.tolist() == [len("good")] * len(found)
+        assert (found.loss.dtype, found.targets.dtype) == (np.uint8, np.int32)
+        assert not found.loss[found.offsets[:-1]].any()
+    assert task.unigram == pytest.approx(np.log(2)), "two tokens, as often"
+
+
+def test_language_modelling_files(place: Path) -> None:
+    tasks = {"t": {"kind": "language_modelling", "max_length": 8, "source": {"files": str(place / "data/long.jsonl")}}}
+    file = place / "model" / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token": "[SEP]"}))
+    task = encoded(place, tasks=tasks)["t"]
+    documents = [json.loads(line)["text"] for line in (place / "data/long.jsonl").read_text().splitlines()]
+    assert sum(counts["documents"] for counts in task.counts.values()) == len(documents)
+    assert sum(int(split.targets.sum()) for split in task.splits.values()) == sum(map(len, documents))
+    predicted = np.concatenate([np.delete(split.tokens, split.offsets[:-1]) for split in (task.train,)])
+    shares = np.bincount(predicted) / len(predicted)
+    assert task.unigram == pytest.approx(-sum(share * np.log(share) for share in shares if share))
+    assert task.train.loss is None
+    rows = np.arange(len(task.train))
+    assert task.train.supervised_of(rows).tolist() == (task.train.lengths - 1).tolist()
+    assert task.counts["train"]["supervised"] == len(predicted) == task.counts["train"]["tokens"] - len(rows)
+    assert task.train.lengths.max() == 8
+    assert encoded(place)["short"].unigram is None
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        (lambda place: {"supervise": "last_assistant"}, True),
+        (other_template, True),
+        (lambda place: {"source.chat.system_prompt": "red"}, True),
+        (lambda place: {"max_masked_fraction": 0.5}, False),
+    ],
+    ids=["supervise", "template", "system prompt", "max_masked_fraction"],
+)
+def test_what_encodes_conversations_again(
+    change: Callable[[Path], dict[str, Any]], again: bool, place: Path, made: list[str]
+) -> None:
+    changes = talks(place, [1, 2, 3] * 40)
+    encoded(place, **changes)
+    made.clear()
+    for field, value in change(place).items():
+        changes[f"tasks.t.{field}"] = value
+    encoded(place, **changes)
+    assert made == ["t"] * again
+
+
+def test_a_template_is_read_for_conversations_only(place: Path, made: list[str]) -> None:
+    changes = talks(place, [1, 2, 3] * 40)
+    tasks = {"short": make_recipe(place)["tasks"]["short"], **changes.pop("tasks")}
+    encoded(place, tasks=tasks, **changes)
+    made.clear()
+    other_template(place)
+    encoded(place, tasks=tasks, **changes)
+    assert made == ["t"]
+
+
+def test_masked_rows_are_counted_and_named(place: Path) -> None:
+    task = encoded(place, **talks(place, [1] * 60 + [40] * 2 + [1] * 60))["t"]
+    assert sum(counts["masked"] for counts in task.counts.values()) == 2
+    assert sum(counts["rows"] for counts in task.counts.values()) == 120
+    assert [place.rpartition("/")[2] for place in task.masked_places] == ["talks.jsonl line 61", "talks.jsonl line 62"]
+
+
+def test_too_many_masked_rows(place: Path, made: list[str]) -> None:
+    changes = talks(place, [1] * 50 + [40] * 8 + [60] * 2)
+    with pytest.raises(InputError) as caught:
+        encoded(place, **changes)
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.id) == ("tasks.t.max_length", "masked-rows")
+    assert "10 of 60 rows have no token of the assistant within 24 tokens" in problem.what
+    assert "talks.jsonl line 51; " in problem.what
+    assert "set it to 45 for 95% of the rows (65 for all), or raise tasks.t.max_masked_fraction (0.05)" in problem.fix
+    made.clear()
+    changes["tasks.t.max_masked_fraction"] = 0.2
+    assert sum(counts["masked"] for counts in encoded(place, **changes)["t"].counts.values()) == 10
+    changes["tasks.t.max_masked_fraction"] = 0.16
+    with pytest.raises(InputError, match="set it to 45 for 84% of the rows"):
+        encoded(place, **changes)
+    assert made == [], "the encoded rows are kept, and counted again"
+    assert encoded(place, **{**changes, "tasks.t.max_length": 45, "tasks.t.max_masked_fraction": 0.05})
+
+
+def test_a_split_whose_rows_are_all_masked(place: Path) -> None:
+    changes = talks(place, [1] * 50)
+    long = talks(place, [40] * 5)["tasks"]["t"]["source"]["files"]
+    Path(long).rename(place / "long.jsonl")
+    talks(place, [1] * 50)
+    splits = {"train": changes["tasks"]["t"]["source"].pop("files"), "test": str(place / "long.jsonl")}
+    changes["tasks"]["t"] |= {"source": {"splits": splits}, "max_masked_fraction": 0.9}
+    with pytest.raises(InputError, match=r"5 of 55 rows .* \(5 of test\)") as caught:
+        encoded(place, **changes)
+    assert "max_masked_fraction" not in caught.value.problems[0].fix
+
+
+def test_bad_conversations_follow_the_sources_policy(place: Path) -> None:
+    changes = talks(place, [1] * 60)
+    with (place / "data" / "talks.jsonl").open("a") as file:
+        file.write('{"messages": []}\n{"messages": [{"role": "usr", "content": "red"}]}\n')
+    with pytest.raises(InputError, match=r"2 bad row\(s\): .*line 61: the list of turns is empty; .*line 62"):
+        encoded(place, **changes)
+    changes["tasks"]["t"]["source"]["on_bad_row"] = "skip"
+    task = encoded(place, **changes)["t"]
+    assert task.skipped == 2
+    assert sum(counts["rows"] for counts in task.counts.values()) == 60
+
+
+def test_documents_without_tokens_follow_the_sources_policy(place: Path) -> None:
+    file = place / "model" / "tokenizer.json"
+    saved = json.loads(file.read_text())
+    saved["pre_tokenizer"] = {"type": "Split", "pattern": {"String": "~"}, "behavior": "Removed", "invert": False}
+    file.write_text(json.dumps(saved))
+    file = place / "model" / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token": "[SEP]"}))
+    files = jsonl(place / "x.jsonl", [{"text": "~" if i == 7 else f"red {i}"} for i in range(90)])
+    tasks = {"t": {"kind": "language_modelling", "source": {"files": files}}}
+    with pytest.raises(InputError, match=r"1 bad row\(s\): .*x\.jsonl line 8: the tokenizer finds no token in it"):
+        encoded(place, tasks=tasks)
+    tasks["t"]["source"]["on_bad_row"] = "skip"  # type: ignore[index]
+    task = encoded(place, tasks=tasks)["t"]
+    assert task.skipped == 1
+    assert sum(counts["documents"] for counts in task.counts.values()) == 89
+
+
+def test_a_tokenizer_without_what_token_tasks_need(place: Path) -> None:
+    changes = talks(place, [1] * 60)
+    del changes["model.chat_template"]
+    changes["tasks"]["lm"] = {"kind": "language_modelling", "source": {"files": str(place / "data/long.jsonl")}}
+    with pytest.raises(InputError) as caught:
+        encoded(place, **changes)
+    assert [(problem.where, problem.id) for problem in caught.value.problems] == [
+        ("model.chat_template", "chat-template-missing"),
+        ("tasks.lm", "tokenizer-no-end"),
+    ]
+
+
+def test_blocks_change_nothing_for_token_tasks(place: Path, no_assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = talks(place, [1, 30, 3] * 40, max_masked_fraction=0.9)
+    whole = files_of(encoded(place, **changes)["t"])
+    shutil.rmtree(no_assets / "encoded")
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 7)
+    assert files_of(encoded(place, **changes)["t"]) == whole
+
+
+def test_baselines_read_the_tasks_with_labels(place: Path) -> None:
+    changes = talks(place, [1] * 60)
+    tasks = {"short": make_recipe(place)["tasks"]["short"], **changes["tasks"]}
+    assert list(task_texts(Recipe.model_validate(make_recipe(place, tasks=tasks)))) == ["short"]

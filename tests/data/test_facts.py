@@ -148,10 +148,10 @@ def test_exhaustion_is_said_but_not_at_the_very_end_nor_of_unimax() -> None:
 def test_masked_rows_are_said() -> None:
     made = recipe({"a": {}, "b": {}})
     facts = facts_of(made, a=100, b=100)
-    facts["b"]["masked"] = 7
+    facts["b"] |= {"masked_rows": {"train": 1007, "test": 2}, "masked_places": ["x.jsonl line 3", "x.jsonl line 9"]}
     (problem,) = mixture_warnings(made, facts)
-    assert problem.id == "mixture-masked"
-    assert "7 of its 100 rows hold no token with loss" in problem.what
+    assert (problem.id, problem.where) == ("mixture-masked", "tasks.b.max_length")
+    assert problem.what.endswith("1,007 rows of train, 2 rows of test (x.jsonl line 3; x.jsonl line 9)")
 
 
 def test_settings_that_a_short_run_never_comes_to() -> None:

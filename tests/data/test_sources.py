@@ -24,7 +24,7 @@ from lmrecipes.data import rows as blocks
 from lmrecipes.data.rows import RowStream
 from lmrecipes.data.sources import open_rows, source_state
 from lmrecipes.problems import InputError, Problem
-from lmrecipes.recipe import Source, Task
+from lmrecipes.recipe import Source, Task, TaskKind
 
 ROWS: list[dict[str, Any]] = [
     {"text": "first, with a comma", "label": "a", "who": "x"},
@@ -69,8 +69,8 @@ class Read:
         return len(self.texts)
 
 
-def opened(**source: Any) -> dict[str, RowStream]:
-    return open_rows("t", Task(kind="classification", source=Source(**source)))
+def opened(kind: TaskKind = "classification", **source: Any) -> dict[str, RowStream]:
+    return open_rows("t", Task(kind=kind, source=Source(**source)))
 
 
 def read(**source: Any) -> dict[str, Read]:
@@ -78,10 +78,10 @@ def read(**source: Any) -> dict[str, Read]:
     for split, stream in opened(**source).items():
         found[split] = all_rows = Read(total=stream.total)
         for rows in stream.blocks:
-            all_rows.texts += rows.texts
-            all_rows.pairs += rows.pairs or []
-            all_rows.labels += rows.labels
-            all_rows.groups += rows.groups or []
+            all_rows.texts += rows.cells["text"]
+            all_rows.pairs += rows.cells.get("text_pair", [])
+            all_rows.labels += rows.cells["label"]
+            all_rows.groups += rows.cells.get("group", [])
             all_rows.origins += [rows.origin(i) for i in range(len(rows))]
             all_rows.sizes.append(len(rows))
     return found
@@ -488,3 +488,67 @@ def test_memory_does_not_grow_with_the_file(suffix: str, monkeypatch: pytest.Mon
         tracemalloc.stop()
     assert held[1] < 1.2 * held[0]
     assert held[1] < 20e6
+
+
+TURNS = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello", "weight": 1}],
+         [{"role": "user", "content": "Ü", "tool_calls": [{"function": {"name": "f"}}]}]]  # fmt: skip
+NESTED: dict[str, Callable[[], dict[str, Any]]] = {
+    "jsonl": lambda: {"files": jsonl("a.jsonl", [{"id": 0, "messages": turns} for turns in TURNS])},
+    "parquet": lambda: (
+        parquet.write_table(pa.Table.from_pylist([{"id": 0, "messages": turns} for turns in TURNS]), "a.parquet")
+        or {"files": "a.parquet"}
+    ),
+    "dataset": lambda: saved([{"id": 0, "messages": turns} for turns in TURNS]),
+    "function": lambda: {
+        "function": f"{module('nested_rows', f'def rows(): return [dict(messages=t) for t in {TURNS!r}]')}:rows"
+    },
+}
+
+
+def saved(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    from datasets import Dataset
+
+    Dataset.from_list(rows).save_to_disk("nested")
+    return {"dataset": "nested"}
+
+
+@pytest.mark.parametrize("place", NESTED)
+def test_lists_of_turns_survive_every_source(place: str) -> None:
+    """Tables give each turn the keys of all, None where it has none."""
+    (stream,) = opened("chat", **NESTED[place]()).values()
+    (block,) = stream.blocks
+    assert set(block.cells) - {"system"} == {"turns"}
+    found = [[{key: value for key, value in turn.items() if value is not None} for turn in block.row(i)["turns"]]
+             for i in range(len(block))]  # fmt: skip
+    assert found == TURNS
+
+
+def test_turns_of_a_table_are_json() -> None:
+    separated("a.csv", [{"messages": json.dumps(turns)} for turns in TURNS], ",")
+    (block,) = opened("chat", files="a.csv")["all"].blocks
+    assert [json.loads(cell) for cell in block.cells["turns"]] == TURNS
+
+
+def test_a_text_file_is_a_document() -> None:
+    Path("b.txt").write_bytes("two\r\nlines".encode("utf-8-sig"))
+    Path("a.txt").write_text("Äpfel\n")
+    jsonl("c.jsonl", [{"text": "third"}])
+    stream = opened("language_modelling", files="[ab].txt")["all"]
+    assert stream.total == 2
+    (block,) = stream.blocks
+    assert block.cells == {"text": ["Äpfel\n", "two\r\nlines"]}
+    assert [block.origin(i) for i in range(2)] == ["a.txt", "b.txt"]
+    mixed = opened("language_modelling", files="*.*")["all"]
+    assert mixed.total is None
+    assert [text for part in mixed.blocks for text in part.cells["text"]] == ["Äpfel\n", "two\r\nlines", "third"]
+    assert problem(files="a.txt").where == "tasks.t.source.label", "no labels stand in it"
+    Path("a.txt").write_bytes(b"ab\xff")
+    with pytest.raises(InputError, match=r"a\.txt: not UTF-8 \(invalid start byte at byte 2\)"):
+        opened("language_modelling", files="a.txt")
+
+
+def test_text_files_come_in_bounded_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_CHARACTERS", 10)
+    for number in range(5):
+        Path(f"{number}.txt").write_text("x" * 6)
+    assert [len(block) for block in opened("language_modelling", files="*.txt")["all"].blocks] == [2, 2, 1]

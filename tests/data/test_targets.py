@@ -23,13 +23,18 @@ def words(count: int) -> list[str]:
     return [f"text number {i}" for i in range(count)]
 
 
+def made(texts: Any, labels: Any, **others: Any) -> Rows:
+    """Rows of these cells; None for a column that is not there."""
+    cells = {"text": texts, "label": labels, **others}
+    return Rows({role: cell for role, cell in cells.items() if cell is not None})
+
+
 def stream(rows: Rows, size: int = 10**9) -> RowStream:
     """Rows in blocks of a size."""
 
     def part(start: int) -> Rows:
         cut = slice(start, start + size)
-        pairs, groups = (column if column is None else column[cut] for column in (rows.pairs, rows.groups))
-        return Rows(rows.texts[cut], pairs, rows.labels[cut], groups, lambda i: rows.origin(start + i))
+        return Rows({role: cells[cut] for role, cells in rows.cells.items()}, lambda i: rows.origin(start + i))
 
     return RowStream((part(start) for start in range(0, len(rows), size)), len(rows))
 
@@ -40,7 +45,8 @@ def build(
 ) -> TaskData:  # fmt: skip
     """The data of a source without splits."""
     task = Task(kind=kind, labels=names, source=Source(files="x", **source))
-    return collect("t", task, {"all": stream(Rows(texts or words(len(labels)), pairs, labels, groups), size)})
+    rows = made(texts or words(len(labels)), labels, text_pair=pairs, group=groups)
+    return collect("t", task, {"all": stream(rows, size)})
 
 
 def bad(kind: TaskKind, label: Any, names: tuple[str, ...] | None = None) -> str:
@@ -302,7 +308,7 @@ def test_a_row_keeps_its_split_when_others_are_added() -> None:
 
 def test_given_splits_are_kept_and_missing_ones_cut_from_train() -> None:
     task = Task(kind="regression", source=ANY)
-    rows = {split: Rows([f"{split} {i}" for i in range(n)], None, [1.0] * n) for split, n in
+    rows = {split: made([f"{split} {i}" for i in range(n)], [1.0] * n) for split, n in
             {"train": 200, "validation": 9, "test": 7}.items()}  # fmt: skip
     data = collect("t", task, {split: stream(part) for split, part in rows.items()})
     assert {split: len(part) for split, part in data.splits.items()} == {"train": 200, "validation": 9, "test": 7}
@@ -314,8 +320,8 @@ def test_given_splits_are_kept_and_missing_ones_cut_from_train() -> None:
 
 
 def test_labels_of_every_split_are_known() -> None:
-    rows = {"train": Rows(words(2), None, ["a", "b"]), "validation": Rows(["v"], None, ["a"]),
-            "test": Rows(["t"], None, ["c"])}  # fmt: skip
+    rows = {"train": made(words(2), ["a", "b"]), "validation": made(["v"], ["a"]),
+            "test": made(["t"], ["c"])}  # fmt: skip
     by_split = {split: stream(part) for split, part in rows.items()}
     data = collect("t", Task(kind="classification", source=ANY), by_split)
     assert data.labels == ("a", "b", "c")

@@ -1,0 +1,102 @@
+"""The data sets of the default recipes: rows read from cached assets, or from this Python's own files.
+
+A task names the `group` column in its source, so that related rows go to one split. Rows with the same text (whatever
+its case) always share a group: no text of the test can have been seen in training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmrecipes.assets import find, locate
+from lmrecipes.data.offline import (
+    diagnoses,
+    dialogues,
+    grouping,
+    phenotypes,
+    python_texts,
+    scripture,
+    speeches,
+    valence,
+)
+from lmrecipes.data.offline.grouping import Row
+from lmrecipes.problems import InputError, Problem, did_you_mean, listing
+from lmrecipes.recipe import TaskKind
+
+
+@dataclass(frozen=True)
+class Offline:
+    """A data set: what it is for, the asset it needs (None: this Python's library), the function that reads its folder.
+
+    layout: of conversations, how the rows say them; see `ChatFormat`.
+    """
+
+    title: str
+    kind: TaskKind
+    asset: str | None
+    load: Callable[[Path], list[Row]]
+    layout: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """What `load` reads; raises InputError for an absent asset."""
+        return locate(self.asset) if self.asset else Path(sysconfig.get_paths()["stdlib"])
+
+
+def load(name: str) -> list[Row]:
+    """Rows of a data set, always in the same order; raises InputError for an unknown name or an absent asset."""
+    if name not in OFFLINE:
+        what = f"{name!r} is not one of the offline data sets.{did_you_mean(name, OFFLINE)}"
+        raise InputError(Problem("source.offline", what, f"use one of {listing(list(OFFLINE))}", "offline-unknown"))
+    chosen = OFFLINE[name]
+    try:
+        rows = chosen.load(chosen.folder)
+    except FileNotFoundError as error:
+        rows, missing = [], str(error.filename)
+    else:
+        missing = str(chosen.folder)
+    if not rows:
+        what = f"no files of Python's standard library: {missing}"
+        fix = "use a Python that has its library as source files (Debian, Ubuntu: apt-get install libpython3-stdlib)"
+        raise InputError(Problem(f"source.offline: {name}", what, fix, "offline-empty"))
+    return rows
+
+
+def version(name: str) -> str:
+    """Changes when the rows of a data set can have changed: with the asset (or the version of Python), or with the code
+    that reads it."""
+    chosen = OFFLINE[name]
+    source = find(chosen.asset).sha256 if chosen.asset else sys.version
+    modules = [sys.modules[chosen.load.__module__], grouping]
+    code = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
+    return hashlib.sha256(source.encode() + code).hexdigest()[:16]
+
+
+OFFLINE: dict[str, Offline] = {
+    "vader_valence": Offline("valence of a sentence, -4 to 4", "regression", "vader", valence.vader_valence),
+    "icd10_chapter": Offline("chapter of a diagnosis, 22 classes", "classification", "icd10", diagnoses.icd10_chapter),
+    "hpo_systems": Offline(
+        "organ systems of a clinical definition, 23 labels", "multi_label", "hpo", phenotypes.hpo_systems
+    ),
+    "sotu_era": Offline("era of a passage of a speech, 4 classes", "classification", "sotu", speeches.sotu_era),
+    "sotu_party": Offline(
+        "party behind a passage of a speech, 2 classes", "classification", "sotu", speeches.sotu_party
+    ),
+    "sotu_speeches": Offline("political speeches since 1790", "language_modelling", "sotu", speeches.sotu_speeches),
+    "kjv_chapters": Offline("chapters of the King James Bible", "language_modelling", "kjv", scripture.kjv_chapters),
+    "hpo_articles": Offline("articles on clinical terms", "language_modelling", "hpo", phenotypes.hpo_articles),
+    "python_stdlib": Offline("Python's standard library", "language_modelling", None, python_texts.python_stdlib),
+    "python_docs": Offline("Python's language reference", "language_modelling", None, python_texts.python_docs),
+    "chat_dialogues": Offline("small talk, trivia, code", "chat", "chatterbot", dialogues.chat_dialogues, "sharegpt"),
+    "hpo_questions": Offline("clinical terms defined", "chat", "hpo", phenotypes.hpo_questions, "alpaca"),
+    "python_questions": Offline("questions about Python", "chat", None, python_texts.python_questions, "messages"),
+    "icd10_questions": Offline(
+        "chapter of a diagnosis, asked for", "chat", "icd10", diagnoses.icd10_questions, "prompt_completion"
+    ),
+}
+"""The data sets by name."""

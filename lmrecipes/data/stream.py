@@ -1,0 +1,73 @@
+"""The stream of steps that a rank trains on, assembled in the background."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmrecipes.data.batches import Batcher, MicroBatch
+from lmrecipes.data.layout import Arrangement, deal
+from lmrecipes.data.loss_scales import LossScales
+from lmrecipes.data.mixture import Mixture
+from lmrecipes.planning.batch import BatchPlan
+from lmrecipes.recipe import Loader
+
+
+@dataclass
+class Step:
+    """One optimizer step on one rank, and what the whole step holds over all ranks.
+
+    elements: supervised elements. factors: of each task's mean loss in the step's loss.
+    """
+
+    micro_batches: list[MicroBatch]
+    examples: dict[str, int]
+    tokens: dict[str, int]
+    elements: dict[str, int]
+    factors: dict[str, float]
+
+
+class TrainingStream:
+    """Steps of the global stream as this rank sees them. `mixture` may be replaced between steps by one that gives the
+    same samples for all steps that are already under way."""
+
+    def __init__(
+        self, batcher: Batcher, scales: LossScales, mixture: Mixture, plan: BatchPlan, arrangement: Arrangement,
+        rank: int, loader: Loader,
+    ) -> None:  # fmt: skip
+        self.batcher, self.scales, self.mixture, self.plan = batcher, scales, mixture, plan
+        self.arrangement, self.rank, self.loader = arrangement, rank, loader
+
+    def step(self, number: int, mixture: Mixture | None = None) -> Step:
+        """Step `number` (from 0): global samples number * examples up to (number + 1) * examples."""
+        first = number * self.plan.examples
+        tasks, rows = (mixture or self.mixture).at(np.arange(first, first + self.plan.examples))
+        lengths = self.batcher.lengths(tasks, rows)
+        counts = np.bincount(tasks, minlength=len(self.batcher.names))
+        tokens = np.bincount(tasks, weights=lengths, minlength=len(self.batcher.names)).astype(np.int64)
+        examples = dict(zip(self.batcher.names, counts.tolist(), strict=True))
+        elements = self.batcher.elements(tasks, rows)
+        factors = self.scales.factors(elements)
+        units = {name: factors[name] / count if count else 0.0 for name, count in elements.items()}
+        micros = [
+            self.batcher.micro_batch(self.arrangement.parts(m, lengths), tasks, rows, units, self.arrangement)
+            for m in deal(lengths, self.plan)[self.rank]
+        ]
+        return Step(micros, examples, dict(zip(self.batcher.names, tokens.tolist(), strict=True)), elements, factors)
+
+    def steps(self, start: int, stop: int) -> Iterator[Step]:
+        """Steps start..stop-1 in order, assembled ahead by threads, or where `loader.workers` is 0 when asked for."""
+        if self.loader.workers == 0:
+            for number in range(start, stop):
+                yield self.step(number, self.mixture)
+            return
+        with ThreadPoolExecutor(self.loader.workers, "batches") as pool:
+            ahead: deque[Future[Step]] = deque()
+            for number in range(start, stop):
+                while len(ahead) <= self.loader.prefetch and number + len(ahead) < stop:
+                    ahead.append(pool.submit(self.step, number + len(ahead), self.mixture))
+                yield ahead.popleft().result()
