@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lmrecipes.data.arrays import CHUNK
-from lmrecipes.recipe import TaskKind
+from lmrecipes.recipe import TOKEN_KINDS, TaskKind
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,13 @@ class HeadSpec:
         """Width of the head."""
         return len(self.prior)
 
+    @property
+    def of_tokens(self) -> bool:
+        """Whether the task has no head of its own, but the language-model head and a loss per token."""
+        return self.kind in TOKEN_KINDS
+
     def elements(self, examples: int) -> int:
-        """Supervised elements in so many examples: the denominator of the task's loss."""
+        """Supervised elements in so many examples with labels: the denominator of the task's loss."""
         return examples * (self.outputs if self.kind == "multi_label" else 1)
 
     def as_dict(self) -> dict[str, Any]:

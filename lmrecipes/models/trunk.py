@@ -1,50 +1,42 @@
-"""The trunk: any `transformers` encoder or decoder without its task head."""
+"""The trunk: any `transformers` encoder or decoder, and how it reads a micro-batch."""
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmrecipes.assets import resolve_model
 from lmrecipes.data.batches import Bucket, Packed, Texts
-from lmrecipes.data.encode import model_problem
-from lmrecipes.data.layout import LayoutName
-from lmrecipes.data.permutation import hash_key
-from lmrecipes.models.attention import KERNEL, Block, Blocks, Choice, choose, own_attention, register
-from lmrecipes.problems import InputError, Problem, listing
-from lmrecipes.recipe import Model
-
-DROPOUTS = (
-    "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "attention_dropout",
-    "activation_dropout", "hidden_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop", "embedding_dropout",
-    "mlp_dropout",
-)  # fmt: skip
-"""Names that `transformers` configurations give to dropout rates."""
+from lmrecipes.models.attention import KERNEL, Block, Blocks, Choice
 
 
 class Trunk(nn.Module):
-    """Reads tokens, returns one vector for each text.
+    """Reads texts, returns one vector for each token, or for each text.
 
-    `unused` holds pretrained weights that no task trains (BERT's pooler): kept out of the module, because a parameter
-    without a gradient breaks DDP and ZeRO, and put back on export.
+    `model` is what reads; `whole` the model as `transformers` saves it: with a language-model head where the recipe has
+    tasks for it, else the same. `adapted` is peft's view of `whole` where adapters are trained. Neither is a module of
+    the trunk. `unused` holds pretrained weights that no task trains (BERT's pooler): kept out of the module, because a
+    parameter without a gradient breaks DDP and ZeRO, and put back on export.
     """
 
-    def __init__(self, model: nn.Module, pooling: str, choice: Choice | None = None) -> None:
+    def __init__(
+        self, whole: nn.Module, pooling: str, choice: Choice | None = None, adapted: nn.Module | None = None
+    ) -> None:
         super().__init__()
+        model = getattr(whole, "base_model", whole)
         self.model = model
+        self._seen = (whole, adapted)  # in a tuple: torch would register them
         self.pooling = pooling
         self.choice = choice or Choice()
         self.unused: dict[str, Tensor] = {}
         if isinstance(pooler := getattr(model, "pooler", None), nn.Module):
             self.unused = {f"pooler.{name}": _whole(weight) for name, weight in pooler.named_parameters()}
-            model.pooler = None  # type: ignore[assignment]
+            model.pooler = None
         self.reads_types = reads_types(model)
         self.first_position = first_position(model)
         self._use(self.choice.attention)
@@ -53,6 +45,16 @@ class Trunk(nn.Module):
     def hidden_size(self) -> int:
         """Width of the pooled vector."""
         return int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+    @property
+    def whole(self) -> Any:
+        """The model as `transformers` saves it."""
+        return self._seen[0]
+
+    @property
+    def adapted(self) -> Any:
+        """peft's view of it, or None."""
+        return self._seen[1]
 
     @contextmanager
     def native(self) -> Iterator[None]:
@@ -71,7 +73,7 @@ class Trunk(nn.Module):
             self.model.set_attn_implementation(attention)  # type: ignore[operator]
 
     def forward(self, texts: Texts) -> Tensor:
-        """One vector for each text, in order: [texts, hidden].
+        """One vector for each position of the micro-batch, padding included: [positions, hidden].
 
         Tokens are looked up once for all buckets: the gradient of the embedding table is as large as the table, and
         would otherwise be filled and added up once a bucket.
@@ -83,11 +85,23 @@ class Trunk(nn.Module):
         table: nn.Module = self.model.get_input_embeddings()  # type: ignore[operator]
         flat = table(torch.cat([bucket.input_ids.flatten() for bucket in texts]))
         parts = flat.split([bucket.input_ids.numel() for bucket in texts])
-        pooled = []
+        hidden = []
         for bucket, part in zip(texts, parts, strict=True):
             inputs = part.view(*bucket.input_ids.shape, -1)
-            pooled.append(self._pool(self._read(inputs, bucket.types, attention_mask=bucket.mask), bucket.mask))
-        return torch.cat(pooled)
+            hidden.append(self._read(inputs, bucket.types, attention_mask=bucket.mask).flatten(0, 1))
+        return torch.cat(hidden)
+
+    def pool(self, texts: Texts, hidden: Tensor) -> Tensor:
+        """What `forward` gave -> one vector for each text, in order: [texts, hidden]."""
+        if isinstance(texts, Packed):
+            return self._pool_packed(texts, hidden)
+        parts = hidden.split([bucket.input_ids.numel() for bucket in texts])
+        return torch.cat(
+            [
+                self._pool(part.view(*bucket.input_ids.shape, -1), bucket.mask)
+                for part, bucket in zip(parts, texts, strict=True)
+            ]
+        )
 
     def _read(self, inputs: Tensor, types: Tensor | None, **options: Any) -> Tensor:
         """Looked-up tokens [rows, time, hidden] through the model."""
@@ -113,14 +127,7 @@ class Trunk(nn.Module):
             parts = [b.types if b.types is not None else torch.zeros_like(b.input_ids) for b in buckets]
             types = torch.cat([part.flatten() for part in parts])
         blocks = [Block(shape[0], shape[1], bucket.mask) for shape, bucket in zip(shapes, buckets, strict=True)]
-        hidden = self._flat(ids, types, places, blocks=Blocks(blocks, self.choice.products))
-        split = hidden.split([rows * time for rows, time in shapes])
-        return torch.cat(
-            [
-                self._pool(part.view(*shape, -1), bucket.mask)
-                for part, shape, bucket in zip(split, shapes, buckets, strict=True)
-            ]
-        )
+        return self._flat(ids, types, places, blocks=Blocks(blocks, self.choice.products))
 
     def _packed(self, texts: Packed) -> Tensor:
         """Rows of several texts."""
@@ -132,7 +139,10 @@ class Trunk(nn.Module):
             apart = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
             apart |= {"max_length_q": texts.longest, "max_length_k": texts.longest}
         types = texts.types if texts.types is None else texts.types.flatten()
-        hidden = self._flat(texts.input_ids.flatten(), types, texts.positions.flatten(), **apart)
+        return self._flat(texts.input_ids.flatten(), types, texts.positions.flatten(), **apart)
+
+    def _pool_packed(self, texts: Packed, hidden: Tensor) -> Tensor:
+        """[positions, hidden] of rows of several texts -> [texts, hidden]."""
         if self.pooling != "mean":
             ends = texts.lengths.cumsum(0)
             at = ends - (1 if self.pooling == "last" else texts.lengths)
@@ -178,57 +188,3 @@ def first_position(model: nn.Module) -> int:
         if hasattr(module, "create_position_ids_from_inputs_embeds"):
             return int(module.padding_idx) + 1  # type: ignore[arg-type]
     return 0
-
-
-def load_trunk(model: Model, seed: int, layout: LayoutName | Literal["auto"] = "buckets", half: bool = False) -> Trunk:
-    """Load (or initialise from scratch) the trunk of a recipe in fp32, to run in a layout, in 16 bits or not.
-
-    Raises InputError where it cannot be loaded or cannot run in the layout.
-    """
-    from transformers import AutoConfig, AutoModel
-
-    name = resolve_model(model.pretrained)
-    attention = own_attention(model)
-    try:
-        config = AutoConfig.from_pretrained(name)
-        if model.dropout is not None:
-            for field in DROPOUTS:
-                if isinstance(getattr(config, field, None), (int, float)):
-                    setattr(config, field, model.dropout)
-        if config.is_encoder_decoder:
-            raise ValueError("it is an encoder-decoder; a trunk is an encoder or a decoder")
-        config.dtype = torch.float32
-        if model.initialization == "scratch":
-            torch.manual_seed(hash_key(seed, "trunk"))
-            module: Any = AutoModel.from_config(config, dtype=torch.float32, attn_implementation=attention)
-        else:
-            module, found = AutoModel.from_pretrained(
-                name, config=config, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
-            )
-            if absent := sorted(key for key in found["missing_keys"] if not key.startswith("pooler.")):
-                raise ValueError(f"its file lacks {len(absent)} weights of the model ({listing(absent, 3)})")
-    except (ImportError, OSError, ValueError) as error:
-        raise InputError(model_problem(name, error)) from None
-    if hasattr(module.config, "use_cache"):
-        module.config.use_cache = False
-    freeze(module, model.freeze)
-    register()
-    return Trunk(module, model.pooling, choose(model, layout, module, half))
-
-
-def freeze(module: nn.Module, patterns: tuple[str, ...]) -> None:
-    """Stop training the parameters whose names match. Raises InputError for a pattern that matches nothing."""
-    names = [name for name, _ in module.named_parameters()]
-    problems = []
-    for pattern in patterns:
-        chosen = fnmatch.filter(names, pattern)
-        if not chosen:
-            problems.append(
-                Problem(
-                    "model.freeze", f"{pattern!r} matches no parameter", f"names are like {listing(names, 4)}", "freeze"
-                )
-            )
-        for name in chosen:
-            module.get_parameter(name).requires_grad_(False)
-    if problems:
-        raise InputError(problems)

@@ -134,7 +134,13 @@ class Pooled(torch.nn.Module):
         self.factor = torch.nn.Parameter(torch.ones(6))
 
     def forward(self, buckets: list[Bucket]) -> torch.Tensor:
-        return torch.cat([bucket.input_ids[:, :1] * self.factor for bucket in buckets])
+        return torch.cat([bucket.input_ids.reshape(-1, 1) * self.factor for bucket in buckets])
+
+    def pool(self, buckets: list[Bucket], hidden: torch.Tensor) -> torch.Tensor:
+        parts = hidden.split([bucket.input_ids.numel() for bucket in buckets])
+        return torch.cat(
+            [part.view(*bucket.input_ids.shape, 6)[:, 0] for part, bucket in zip(parts, buckets, strict=True)]
+        )
 
 
 def batch() -> MicroBatch:
@@ -167,11 +173,8 @@ def test_multitask_loss_is_the_scaled_sum_of_the_tasks() -> None:
     total.backward()
     assert all(parameter.grad is not None for parameter in model.parameters()), "every parameter on every rank"
     assert (heads["tags"].linear.weight.grad == 0).all()
-    found = model(micro.texts)
-    assert {name: tuple(value.shape) for name, value in found.items()} == {
-        "score": (3,),
-        "topic": (3, 5),
-        "tags": (3, 4),
-    }
-    assert torch.equal(model(micro.texts, pooled=True), vectors), "the trunk's vectors, for the probe"
-    assert torch.allclose(found["score"], heads["score"].predictions(heads["score"](vectors)))
+    found = model(micro, "predictions")
+    shapes = {name: tuple(value.shape) for name, value in found.items()}
+    assert shapes == {"score": (2,), "topic": (1, 5), "tags": (1, 4)}, "of each task's own rows"
+    assert torch.equal(model(micro.texts), vectors), "the trunk's vectors, for the probe"
+    assert torch.allclose(found["score"], heads["score"].predictions(heads["score"](vectors[[0, 2]])))

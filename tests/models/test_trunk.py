@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lmrecipes.data.batches import Bucket
-from lmrecipes.models.trunk import Trunk, load_trunk
+from lmrecipes.models.loading import load_trunk
+from lmrecipes.models.trunk import Trunk
 from lmrecipes.problems import InputError
 from lmrecipes.recipe import Model
 
@@ -45,14 +46,19 @@ def alone(text: list[int], segments: list[int] | None = None) -> Bucket:
     return Bucket(torch.tensor([text]), None, None if segments is None else torch.tensor([segments]))
 
 
+def read(trunk: Trunk, texts: list[Bucket]) -> Tensor:
+    """A vector for each text."""
+    return trunk.pool(texts, trunk(texts))
+
+
 @pytest.mark.parametrize("model", ["bert", "gpt"])
 @pytest.mark.parametrize("pooling", ["mean", "first", "last"])
 def test_padding_and_neighbours_change_nothing(model: str, pooling: str, tiny: Path, gpt: Path) -> None:
     trunk = trunk_of({"bert": tiny / "model", "gpt": gpt}[model], pooling=pooling)
     with torch.inference_mode():
-        together = trunk([padded(TEXTS)])
-        apart = torch.cat([trunk([alone(text)]) for text in TEXTS])
-        buckets = trunk([alone(TEXTS[0]), padded(TEXTS[1:])])
+        together = read(trunk, [padded(TEXTS)])
+        apart = torch.cat([read(trunk, [alone(text)]) for text in TEXTS])
+        buckets = read(trunk, [alone(TEXTS[0]), padded(TEXTS[1:])])
     assert together.shape == (3, trunk.hidden_size) == (3, 32)
     assert torch.allclose(together, apart, atol=1e-5)
     assert torch.allclose(together, buckets, atol=1e-5)
@@ -70,7 +76,7 @@ def test_pooling_is_what_it_says_of_the_plain_model(model: str, tiny: Path, gpt:
         hidden = plain(input_ids=torch.tensor([TEXTS[0]])).last_hidden_state[0]
         wanted: dict[str, Tensor] = {"mean": hidden.mean(0), "first": hidden[0], "last": hidden[-1]}
         for pooling, vector in wanted.items():
-            found = trunk_of(folder, pooling=pooling)([padded(TEXTS)])[0]
+            found = read(trunk_of(folder, pooling=pooling), [padded(TEXTS)])[0]
             assert torch.allclose(found, vector, atol=1e-5), pooling
 
 
@@ -93,7 +99,7 @@ def test_bf16_mean_is_exact_in_the_count() -> None:
 
     trunk = Trunk(Constant(), "mean")
     for bucket in (padded([[1] * 301, [1] * 400]), alone([1] * 301)):
-        found = trunk([bucket])
+        found = read(trunk, [bucket])
         assert found.dtype == torch.bfloat16
         assert (found == 1.5).all()
 
@@ -103,8 +109,8 @@ def test_segments_are_read_where_the_model_has_them(tiny: Path, gpt: Path) -> No
     for folder, differs in ((tiny / "model", True), (gpt, False)):
         trunk = trunk_of(folder)
         with torch.inference_mode():
-            none, zero = trunk([alone(TEXTS[0])]), trunk([alone(TEXTS[0], [0] * 7)])
-            second = trunk([alone(TEXTS[0], [0, 0, 0, 1, 1, 1, 1])])
+            none, zero = read(trunk, [alone(TEXTS[0])]), read(trunk, [alone(TEXTS[0], [0] * 7)])
+            second = read(trunk, [alone(TEXTS[0], [0, 0, 0, 1, 1, 1, 1])])
         assert torch.allclose(none, zero, atol=1e-6)
         assert torch.allclose(zero, second, atol=1e-3) != differs
 
@@ -117,7 +123,7 @@ def test_the_unused_pooler_is_kept_apart(tiny: Path, gpt: Path) -> None:
     assert trunk.unused.keys() == {f"pooler.{name}" for name in pooler}
     assert all(torch.equal(trunk.unused[f"pooler.{name}"], weight) for name, weight in pooler.items())
     assert not any("pooler" in name for name, _ in trunk.named_parameters())
-    trunk([padded(TEXTS)]).sum().backward()
+    read(trunk, [padded(TEXTS)]).sum().backward()
     assert [name for name, parameter in trunk.named_parameters() if parameter.grad is None] == []
     assert trunk_of(gpt).unused == {}
 
@@ -132,7 +138,7 @@ def test_dropout(tiny: Path, gpt: Path, tmp_path: Path) -> None:
         assert dropouts(trunk_of(folder, dropout=0.3)) == {0.3}
         assert dropouts(trunk_of(folder, dropout=None)) == {0.1}
         trunk = load_trunk(Model(pretrained=str(folder)), 0).train()
-        assert torch.equal(trunk([padded(TEXTS)]), trunk([padded(TEXTS)]))
+        assert torch.equal(read(trunk, [padded(TEXTS)]), read(trunk, [padded(TEXTS)]))
     shutil.copytree(tiny / "model", tmp_path / "whole")
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
     (tmp_path / "whole" / "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0}))

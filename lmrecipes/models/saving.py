@@ -1,0 +1,68 @@
+"""Models as files that `transformers` and `peft` load: written from gathered weights, and read back whole."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SHARD = "5GB"
+"""Largest file of weights; a larger model is cut into several, with an index."""
+
+
+def save_whole(like: Any, weights: dict[str, Tensor], folder: Path) -> None:
+    """Write a model of the class and configuration of `like` with these weights, by their names in its state dict.
+
+    `like` itself may be partitioned, wrapped or have adapters: only its class and configurations are looked at.
+    Tied weights are stored once, under the name that `from_pretrained` expects.
+    """
+    config = copy.deepcopy(like.config)
+    if hasattr(config, "use_cache"):
+        config.use_cache = True  # training needs none; without it generation computes every token again
+    with torch.device("meta"):
+        empty = type(like)(config)
+    if empty.can_generate():
+        empty.generation_config = copy.deepcopy(like.generation_config)
+    empty.save_pretrained(folder, state_dict=dict(weights), max_shard_size=SHARD)
+
+
+def save_adapter(adapted: Any, weights: dict[str, Tensor], base: str, folder: Path) -> None:
+    """Write the adapter of a `PeftModel` in peft's own format, from weights by their names in the adapted model.
+
+    base: the name of the model that the adapter belongs to, as others can load it.
+    """
+    adapted.peft_config["default"].base_model_name_or_path = base
+    named = {f"base_model.model.{name}": tensor for name, tensor in weights.items()}
+    adapted.save_pretrained(folder, state_dict=named, save_embedding_layers=False)
+    (folder / "README.md").unlink()  # an empty form; the run's own card stands beside the merged model
+
+
+def load_whole(name: str | Path, language: bool, attention: str) -> Any:
+    """A whole model in fp32 on the CPU. Raises ValueError where its files and its class do not match."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    kind = AutoModelForCausalLM if language else AutoModel
+    model, found = kind.from_pretrained(
+        name, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
+    )
+    wrong = {key: sorted(map(str, names)) for key, names in found.items() if names}
+    if wrong:
+        raise ValueError(f"{name} does not hold the weights of a {type(model).__name__}: {wrong}")
+    return model.eval()
+
+
+def load_adapted(base: str | Path, adapter: Path, language: bool, attention: str) -> Any:
+    """A base model with peft's adapter beside it, in fp32 on the CPU."""
+    from peft import PeftModel
+
+    whole = load_whole(base, language, attention)
+    return PeftModel.from_pretrained(whole, str(adapter), torch_device="cpu").eval()
+
+
+def merged_weights(base: str | Path, adapter: Path, language: bool) -> dict[str, Tensor]:
+    """The weights of a base model with the adapter's products added, by their names in its state dict."""
+    merged: nn.Module = load_adapted(base, adapter, language, "eager").merge_and_unload()
+    return dict(merged.state_dict())
