@@ -54,7 +54,8 @@ class TrainOptions:
     until: int | None = None
     """Stop with a checkpoint after this step; `--resume` goes on from there."""
     baselines: bool = False
-    """Afterwards train TF-IDF + linear and the same model from scratch on the same data, and store their results."""
+    """Afterwards train TF-IDF + linear (for tasks with labels) and the same model from scratch on the same data, and
+    store their results."""
 
 
 def train(reference: str, args: Sequence[str]) -> int:
@@ -220,7 +221,7 @@ def _baselines(
 
     def train_scratch(folder: Path) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = ["--model.initialization", "scratch", "--tracking.wandb", "off"]
+        scratch = ["--model.initialization", "scratch", "--model.lora.rank", "0", "--tracking.wandb", "off"]
         code = start_ranks(file, RunFolder(folder), config, processes, [*flags, *scratch])
         if code != 0:
             raise RunFailed(f"the baseline from scratch ended with exit code {code}")

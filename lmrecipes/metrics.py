@@ -1,7 +1,12 @@
-"""Metrics of a task from all its predictions, in fp64, by torchmetrics; and its mean loss."""
+"""Metrics of a task from all its predictions, in fp64, by torchmetrics; and its mean loss.
+
+Of a task of tokens: predictions are fp64 [n, 2], for each text the sum of its tokens' negative log-likelihoods in nats
+and how many of them were predicted right; targets are int64 [n, 2], its predicted tokens and the bytes of their text.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,16 +23,25 @@ def task_metrics(
 ) -> dict[str, float]:
     """The named metrics. predictions: [n] (regression) or logits [n, outputs]; targets: [n] or 0/1 [n, outputs].
 
-    A correlation is NaN where predictions or targets are constant.
+    A correlation is NaN where predictions or targets are constant. A perplexity beyond fp64 (a loss above 709) is
+    infinite. Of tokens: see the top of this module.
     """
     found, truth = _tensors(predictions, targets)
-    compute = {"regression": _regression, "classification": _classification, "multi_label": _multi_label}[spec.kind]
+    compute = {
+        "regression": _regression,
+        "classification": _classification,
+        "multi_label": _multi_label,
+        "language_modelling": _tokens,
+        "chat": _tokens,
+    }[spec.kind]
     return {name: float(compute(name, found, truth, spec.outputs)) for name in names}
 
 
 def mean_loss(spec: HeadSpec, predictions: NDArray[Any], targets: NDArray[Any]) -> float:
-    """Mean loss per supervised element, in the task's own units."""
+    """Mean loss per supervised element, in the task's own units; of tokens, in nats per token."""
     found, truth = _tensors(predictions, targets)
+    if spec.of_tokens:
+        return float(_nats_per_token(found, truth))
     if spec.kind == "regression":
         return float(F.mse_loss(found, truth))
     if spec.kind == "classification":
@@ -92,3 +106,19 @@ def _multi_label(name: str, found: Tensor, truth: Tensor, outputs: int) -> Tenso
     holds = (found > 0).long()
     parts = [(holds.flatten(), truth.flatten())] if name == "micro_f1" else list(zip(holds.T, truth.T, strict=True))
     return torch.stack([classification.binary_f1_score(*part) for part in parts]).mean()
+
+
+def _tokens(name: str, found: Tensor, truth: Tensor, outputs: int) -> Tensor:
+    """Of all texts together, so that neither where texts are cut nor their order matters.
+
+    Bits per byte do not depend on the tokenizer either (arXiv 2101.00027, section 3.1).
+    """
+    if name == "perplexity":
+        return _nats_per_token(found, truth).exp()
+    if name == "bits_per_byte":
+        return found[:, 0].sum() / (math.log(2) * truth[:, 1].sum())
+    return found[:, 1].sum() / truth[:, 0].sum()
+
+
+def _nats_per_token(found: Tensor, truth: Tensor) -> Tensor:
+    return found[:, 0].sum() / truth[:, 0].sum()

@@ -17,7 +17,7 @@ from lmrecipes.data.encoded import EncodedTask
 from lmrecipes.data.facts import MANY_EPOCHS, mixture_facts, mixture_warnings
 from lmrecipes.data.mixture import Mixture
 from lmrecipes.problems import Problem, listing
-from lmrecipes.recipe import Recipe
+from lmrecipes.recipe import TOKEN_KINDS, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +53,17 @@ def title(recipe: Recipe) -> str:
 
 def lines(recipe: Recipe, facts: Facts) -> list[str]:
     """The mixture in two lines, for the start of a run."""
-    each = [f"{name} {fact['share']:.1%} ({_epochs(fact)} epochs)" for name, fact in facts.items()]
+    each = [f"{name} {fact['share']:.1%} ({_epochs(fact)} epochs{_of_what(fact)})" for name, fact in facts.items()]
     return [title(recipe), f"  {listing(each)}"]
+
+
+def _of_what(fact: Fact) -> str:
+    """What a pass over a task of tokens is: ` of 1,204 documents, 12.3 M tokens`."""
+    if fact["kind"] not in TOKEN_KINDS:
+        return ""
+    if fact["kind"] == "chat":
+        return f" of {_number(fact['rows'])} conversations, {_with_loss(fact)} of their tokens with loss"
+    return f" of {_number(fact['documents'])} documents, {_number(fact['tokens'])} tokens"
 
 
 def announce(recipe: Recipe, tasks: Mapping[str, EncodedTask], mixture: Mixture) -> Facts:
@@ -105,14 +114,34 @@ def _of_rows(facts: Facts) -> list[_Column]:
         found = [value(fact) for fact in every]
         return _Column(head, lambda fact: _number(value(fact)), _number(sum(found)), any(found))
 
+    documents = sum(fact.get("documents", 0) for fact in every)
     return [
-        count("rows", lambda fact: fact["rows"]),
+        _Column(
+            "documents",
+            lambda fact: _number(fact["documents"]) if "documents" in fact else "",
+            _number(documents),
+            documents > 0,
+        ),
+        count(_rows_are({fact["kind"] for fact in every}), lambda fact: fact["rows"]),
         _Column("tokens/row", lambda fact: f"{fact['tokens_per_row']:.1f}"),
+        _Column("with loss", _with_loss, wanted=any(fact["kind"] in TOKEN_KINDS for fact in every)),
         count("cut", lambda fact: fact["truncated"]),
         count("masked", lambda fact: fact["masked"]),
         count("bad", lambda fact: fact["skipped"]),
         count("in 2 splits", lambda fact: sum(fact["duplicates"].values())),
     ]
+
+
+def _rows_are(kinds: set[str]) -> str:
+    """What a row is, in one word for all tasks of a recipe: documents of language modelling are cut into texts."""
+    if kinds <= {"chat"}:
+        return "conversations"
+    return "texts" if kinds <= {"chat", "language_modelling"} else "rows"
+
+
+def _with_loss(fact: Fact) -> str:
+    """Share of a task's tokens that carry loss; empty where the loss is of whole texts."""
+    return f"{fact['supervised'] / fact['tokens']:.1%}" if fact["kind"] in TOKEN_KINDS else ""
 
 
 def _of_plan(facts: Facts) -> list[_Column]:

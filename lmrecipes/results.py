@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,26 @@ from rich.console import Console
 
 from lmrecipes.data.encode import encode_tasks, task_texts
 from lmrecipes.files import write_json
+from lmrecipes.problems import listing
+from lmrecipes.publishing.card import write_card
 from lmrecipes.recipe import Recipe, Source
 from lmrecipes.recipe_files import RecipeFile, recipe_from_yaml
 from lmrecipes.run_folder import RunFolder
 
 Scores = dict[str, dict[str, float]]
 
+BASELINES = {"tfidf_linear": "TF-IDF + linear", "scratch": "same model from scratch"}
+"""Titles of what `--baselines` measures. `start`, before training, is the run's own (`evaluation.start`)."""
+
 
 def finish_run(run: RunFolder, file: RecipeFile | None) -> None:
-    """Put the recipe's stored baselines beside a finished run's results, write the report and print both."""
+    """Put the recipe's stored baselines beside a finished run's results, write card and report, print the results."""
     evaluation = read_evaluation(run)
     stored = stored_baselines(file, run_recipe(run)) if file is not None else {}
     if stored:
         evaluation.setdefault("baselines", {}).update(stored)
         write_json(run.evaluation, evaluation)
+    write_card(run)
     show_results(run)
 
 
@@ -92,17 +98,24 @@ def store_baselines(file: RecipeFile, recipe: Recipe, baselines: dict[str, Any])
 
 
 def _settings(recipe: Recipe) -> dict[str, str]:
-    """A hash, for each baseline, of all in a recipe that its result depends on."""
+    """A hash, for each baseline that a recipe has, of all in the recipe that its result depends on."""
     content = recipe.model_dump(mode="json", exclude_defaults=True)
-    rows = {
-        "tasks": {name: [task.kind, task.source, task.labels, task.metrics] for name, task in recipe.tasks.items()},
-        "examples": recipe.evaluation.examples,
-        "seed": recipe.seed,
-    }
+
+    def rows(tasks: Iterable[str]) -> dict[str, Any]:
+        chosen = {name: recipe.tasks[name] for name in tasks}
+        return {
+            "tasks": {name: [task.kind, task.source, task.labels, task.metrics] for name, task in chosen.items()},
+            "examples": recipe.evaluation.examples,
+            "seed": recipe.seed,
+        }
+
+    model = {key: value for key, value in content.get("model", {}).items() if key not in ("initialization", "lora")}
+    content["model"] = model or None
     for part in ("name", "description", "precision", "checkpoint", "tracking", "evaluation"):
         content.pop(part, None)
-    content.get("model", {}).pop("initialization", None)
-    depends = {"tfidf_linear": [rows], "scratch": [rows, content]}
+    depends: dict[str, list[Any]] = {"scratch": [rows(recipe.tasks), content]}
+    if labelled := _labelled(recipe):
+        depends["tfidf_linear"] = [rows(labelled)]
     texts = {name: json.dumps(parts, sort_keys=True, default=_dump) for name, parts in depends.items()}
     return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()}
 
@@ -114,29 +127,32 @@ def _dump(source: Source) -> dict[str, Any]:
 def measure_baselines(
     run: RunFolder, file: RecipeFile, recipe: Recipe, train_scratch: Callable[[Path], dict[str, Any]]
 ) -> None:
-    """Train both baselines on the run's data: TF-IDF + linear on all rows, and the same model from scratch.
+    """Train the baselines on the run's data: TF-IDF + linear on all rows with labels, and the same model from scratch.
 
     `train_scratch(folder)` runs the recipe with random initial weights in `folder` and returns its evaluation.
     """
+    labelled = _labelled(recipe)
+    if len(labelled) < len(recipe.tasks):
+        only = f"TF-IDF + linear for {listing(labelled)} only" if labelled else "no TF-IDF + linear"
+        text = f"baselines: the same model from scratch; {only}: language modelling and chat have no labels to learn"
+        Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)
+    found: dict[str, Scores] = {"tfidf_linear": tfidf_scores(recipe)} if labelled else {}
     scratch = train_scratch(run.path / "baselines" / "scratch")
-    today = time.strftime("%Y-%m-%d")
-    tasks = {name: score["metrics"] for name, score in scratch["tasks"].items()}
-    baselines = {
-        "tfidf_linear": {
-            "title": "TF-IDF + linear",
-            "date": today,
-            "measured": "with this run",
-            "tasks": tfidf_scores(recipe),
-        },
-        "scratch": {"title": "same model from scratch", "date": today, "measured": "with this run", "tasks": tasks},
-    }
+    found["scratch"] = {name: score["metrics"] for name, score in scratch["tasks"].items()}
+    said = {"date": time.strftime("%Y-%m-%d"), "measured": "with this run"}
+    baselines = {name: {"title": BASELINES[name], **said, "tasks": tasks} for name, tasks in found.items()}
     evaluation = read_evaluation(run)
-    write_json(run.evaluation, {**evaluation, "baselines": baselines})
+    write_json(run.evaluation, {**evaluation, "baselines": {**evaluation.get("baselines", {}), **baselines}})
     store_baselines(file, recipe, baselines)
 
 
+def _labelled(recipe: Recipe) -> list[str]:
+    """Tasks that a bag of words can learn: those that label a text."""
+    return [name for name, task in recipe.tasks.items() if not task.of_tokens]
+
+
 def tfidf_scores(recipe: Recipe) -> Scores:
-    """Test metrics of TF-IDF + linear for each task, on the rows that the model is evaluated on."""
+    """Test metrics of TF-IDF + linear for each task with labels, on the rows that the model is evaluated on."""
     from lmrecipes.baselines import tfidf_linear
     from lmrecipes.metrics import task_metrics
     from lmrecipes.training.losses import head_specs

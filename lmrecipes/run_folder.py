@@ -60,6 +60,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def samples(self) -> Path:
+        """Held-out texts as the model continued them, where the recipe asks for samples."""
+        return self.path / "samples.jsonl"
+
+    @property
     def mixture(self) -> Path:
         """What the run was to draw of each task, as it was known at the start."""
         return self.path / "mixture.json"
@@ -70,9 +75,19 @@ class RunFolder:
         return self.path / "plan.jsonl"
 
     @property
+    def start(self) -> Path:
+        """Metrics per task before the first step, where the recipe asks for them."""
+        return self.path / "start.json"
+
+    @property
     def evaluation(self) -> Path:
         """Final metrics per task."""
         return self.path / "evaluation.json"
+
+    @property
+    def lm_eval(self) -> Path:
+        """Scores on benchmark tasks of lm-eval, where they have been asked for."""
+        return self.path / "lm_eval.json"
 
     @property
     def checkpoints(self) -> Path:

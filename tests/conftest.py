@@ -33,6 +33,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_gpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `model/` and `data/`, see `tiny_gpt.py`."""
+    from tiny_gpt import make_gpt, make_gpt_data
+
+    folder = tmp_path_factory.mktemp("tiny_gpt")
+    make_gpt(folder / "model")
+    make_gpt_data(folder / "data")
+    return folder
+
+
 @pytest.fixture
 def no_assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache."""

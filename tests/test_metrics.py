@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
+from itertools import pairwise
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import expit, log_softmax
 from sklearn import metrics as sk
 
+from lmrecipes.data.permutation import hash_key, hash_uniform
+from lmrecipes.files import json_text
 from lmrecipes.metrics import mean_loss, task_metrics
 from lmrecipes.models.heads import HeadSpec
-from lmrecipes.recipe import METRICS, TaskKind
+from lmrecipes.recipe import METRICS, TOKEN_KINDS, TaskKind
 
 RNG = np.random.default_rng(0)
 
@@ -127,6 +134,70 @@ def test_mean_loss() -> None:
     wanted = -(on * np.log(expit(logits)) + (1 - on) * np.log(expit(-logits))).mean()
     assert mean_loss(spec("multi_label", 4), logits, on) == pytest.approx(wanted)
     assert mean_loss(spec("multi_label", 4), logits * 1e4, on) < 1e5, "no overflow"
+
+
+TEXTS = np.array([[12.0, 3], [1.5, 2], [90.0, 0]]), np.array([[8, 40], [2, 9], [30, 101]])
+"""Of three texts: (nats, tokens right), (tokens, bytes)."""
+
+
+@pytest.mark.parametrize("kind", TOKEN_KINDS)
+def test_tokens(kind: TaskKind) -> None:
+    """Sums over all texts, never means of means."""
+    found, truth = TEXTS
+    assert mean_loss(spec(kind, 0), found, truth) == pytest.approx(103.5 / 40)
+    assert scores(kind, found, truth) == pytest.approx(
+        {"perplexity": 13.296489, "bits_per_byte": 0.995464, "token_accuracy": 0.125}, rel=1e-5
+    )
+
+
+def test_a_perplexity_beyond_all_numbers_is_infinite_and_null_in_files() -> None:
+    found, truth = np.array([[7e4, 0.0]]), np.array([[10, 20]])
+    value = scores("language_modelling", found, truth)
+    assert value["perplexity"] == math.inf
+    assert math.isfinite(value["bits_per_byte"]) and mean_loss(spec("chat", 0), found, truth) == 7e3
+    assert json.loads(json_text(value))["perplexity"] is None
+
+
+@st.composite
+def cut_texts(draw: st.DrawFn) -> list[list[bytes]]:
+    """Texts, each cut into tokens of some bytes."""
+    texts = []
+    for text in draw(st.lists(st.binary(min_size=1, max_size=60), min_size=1, max_size=6)):
+        cuts = sorted(draw(st.sets(st.integers(1, len(text)), max_size=12)) | {0, len(text)})
+        texts.append([text[a:b] for a, b in pairwise(cuts)])
+    return texts
+
+
+def nats(token: bytes, before: bytes) -> float:
+    """Of a token under a model of bytes: each byte's probability depends on all bytes before it in its text."""
+    total = 0.0
+    for at, byte in enumerate(token):
+        weights = hash_uniform(hash_key("model", (before + token[:at]).hex()), np.arange(256)) + 0.01
+        total -= math.log(weights[byte] / weights.sum())
+    return total
+
+
+@given(cut_texts(), st.randoms(use_true_random=False))
+def test_bits_per_byte_do_not_depend_on_how_texts_are_cut(texts: list[list[bytes]], random: Random) -> None:
+    """The same model over the same bytes: as these tokens, as single bytes, and with texts split at any token."""
+
+    def measured(tokens_of_texts: list[list[tuple[float, int]]]) -> dict[str, float]:
+        found = np.array([[sum(nat for nat, _ in tokens), 0] for tokens in tokens_of_texts])
+        truth = np.array([[len(tokens), sum(size for _, size in tokens)] for tokens in tokens_of_texts])
+        return scores("language_modelling", found, truth)
+
+    as_tokens = [
+        [(nats(token, b"".join(tokens[:at])), len(token)) for at, token in enumerate(tokens)] for tokens in texts
+    ]
+    whole = [b"".join(tokens) for tokens in texts]
+    as_bytes = [[(nats(text[at : at + 1], text[:at]), 1) for at in range(len(text))] for text in whole]
+    parted = [(tokens, random.randint(0, len(tokens))) for tokens in as_tokens]
+    halves = [part for tokens, at in parted for part in (tokens[:at], tokens[at:]) if part]
+    bits = measured(as_bytes)["bits_per_byte"]
+    assert measured(as_tokens)["bits_per_byte"] == pytest.approx(bits)
+    assert measured(halves) == pytest.approx(measured(as_tokens))
+    bits_of_all = sum(nats(text, b"") for text in whole) / math.log(2)
+    assert bits == pytest.approx(bits_of_all / sum(map(len, whole)))
 
 
 def test_every_metric_of_the_recipe_is_computed() -> None:

@@ -13,7 +13,7 @@ from tiny import make_recipe
 
 from lmrecipes.data.encode import encode_tasks
 from lmrecipes.data.facts import mixture_facts, mixture_of
-from lmrecipes.mixture_text import announce, print_mixture, title
+from lmrecipes.mixture_text import announce, lines, print_mixture, title
 from lmrecipes.recipe import Recipe
 
 
@@ -51,6 +51,51 @@ def test_a_run_starts_with_its_mixture_and_what_is_surprising(tiny: Path, caplog
     assert second.split(", ")[1] == "long 19.9% (2.00 epochs)"
     assert [record.levelname for record in caplog.records] == ["INFO", "INFO", "WARNING"]
     assert "warning: tasks.long.max_epochs: max_epochs is reached in step 54 of 100" in warnings[0]
+
+
+def token_recipe(folder: Path, **kinds: str) -> tuple[Recipe, dict[str, Any]]:
+    """A recipe over three tasks, of which some are of tokens, and facts about it as they would then be."""
+    recipe = tiny_recipe(folder)
+    facts = mixture_facts(recipe, encode_tasks(recipe, progress=False))
+    for name, kind in kinds.items():
+        facts[name] |= {"kind": kind, "rows": 1_500, "tokens": 40_000, "supervised": 10_000, "epochs": 0.5}
+        if kind == "language_modelling":
+            facts[name] |= {"documents": 321, "supervised": 39_600}
+    return recipe, facts
+
+
+def test_tasks_of_tokens_are_counted_in_their_own_words(tiny: Path) -> None:
+    recipe, facts = token_recipe(tiny, short="language_modelling", long="chat")
+    _, each = lines(recipe, facts)
+    assert "(0.50 epochs of 321 documents, 40,000 tokens), long" in each
+    assert "(0.50 epochs of 1,500 conversations, 25.0% of their tokens with loss), rare" in each
+    assert each.endswith("epochs)"), "rare labels whole texts"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "heads"),
+    [
+        ({}, ["rows"]),
+        ({"short": "chat"}, ["rows", "with loss"]),
+        ({"short": "chat", "long": "chat", "rare": "chat"}, ["conversations", "with loss"]),
+        (
+            {"short": "chat", "long": "language_modelling", "rare": "language_modelling"},
+            ["documents", "texts", "with loss"],
+        ),
+    ],
+)
+def test_the_table_has_the_columns_that_the_tasks_need(kinds: dict[str, str], heads: list[str], tiny: Path) -> None:
+    recipe, facts = token_recipe(tiny, **kinds)
+    out = io.StringIO()
+    print_mixture(recipe, facts, [], Console(file=out, width=200))
+    head, _, *rows = out.getvalue().splitlines()[2:]
+    assert [
+        word for word in ("documents", "rows", "texts", "conversations", "with loss") if f" {word} " in head
+    ] == heads
+    (long,) = [row.split() for row in rows if row.startswith(" long")]
+    kind = kinds.get("long")
+    assert long[1] == {"language_modelling": "321", "chat": "1,500"}.get(kind or "", f"{facts['long']['rows']}")
+    assert ("99.0%" in long) == (kind == "language_modelling") and ("25.0%" in long) == (kind == "chat")
 
 
 @pytest.mark.parametrize("width", [80, 100, 200])

@@ -12,7 +12,9 @@ from conftest import Run
 from own_run import LMRECIPES
 from tiny import make_recipe
 
-from lmrecipes.recipe_files import find_recipe
+from lmrecipes import results
+from lmrecipes.recipe import Lora, Recipe
+from lmrecipes.recipe_files import RecipeFile, find_recipe
 from lmrecipes.results import finish_run, print_results, read_evaluation, run_recipe, stored_baselines
 from lmrecipes.run_folder import RunFolder, write_recipe
 
@@ -105,6 +107,72 @@ def test_only_baselines_that_still_apply(
         assert list(stored_baselines(file, file.build())) == applies
     finally:
         fields.write_text(before)
+
+
+TEXTS = {"kind": "language_modelling", "source": {"files": "texts.jsonl"}}
+
+
+def measured_with(
+    folder: Path, tasks: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> tuple[RecipeFile, Recipe, dict[str, Any]]:
+    """The recipe, and the evaluation.json of a run of it that had measured what the model knew before and measures the
+    baselines now: every metric of every task is 1 at the start, 2 at the end, 3 from scratch, and 4 by TF-IDF."""
+    recipe = Recipe.model_validate({"name": "toy", "tasks": tasks})
+    place = folder / "recipes" / "toy" / "recipe.py"
+    place.parent.mkdir(parents=True)
+    run = RunFolder(folder / "run")
+    run.path.mkdir()
+    start = {"title": "before training", "tasks": {name: {"metric": 1.0} for name in tasks}}
+    scores = {"tasks": {name: {"metrics": {"metric": 2.0}} for name in tasks}}
+    run.evaluation.write_text(json.dumps({**scores, "baselines": {"start": start}}))
+    scratch = {"tasks": {name: {"metrics": {"metric": 3.0}} for name in tasks}}
+    labelled = {name: {"metric": 4.0} for name, task in tasks.items() if task["kind"] != "language_modelling"}
+    monkeypatch.setattr(results, "tfidf_scores", lambda _: labelled)
+    file = RecipeFile(place, {"recipe": lambda: recipe})
+    results.measure_baselines(run, file, recipe, lambda _: scratch)
+    return file, recipe, read_evaluation(run)
+
+
+def test_what_the_model_knew_before_stays_beside_the_baselines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = {"stars": {"kind": "regression", "source": {"files": "stars.jsonl"}}, "texts": TEXTS}
+    file, recipe, evaluation = measured_with(tmp_path, tasks, monkeypatch)
+    values = {
+        name: {task: metrics["metric"] for task, metrics in baseline["tasks"].items()}
+        for name, baseline in evaluation["baselines"].items()
+    }
+    assert values == {
+        "start": {"stars": 1.0, "texts": 1.0}, "tfidf_linear": {"stars": 4.0}, "scratch": {"stars": 3.0, "texts": 3.0}
+    }  # fmt: skip
+    assert "TF-IDF + linear for stars only" in capsys.readouterr().err
+    assert set(stored_baselines(file, recipe)) == {"tfidf_linear", "scratch"}, "the start is the run's own"
+    other = {**tasks, "texts": {**TEXTS, "source": {"files": "other_texts.jsonl"}}}
+    assert list(stored_baselines(file, Recipe.model_validate({"name": "toy", "tasks": other}))) == ["tfidf_linear"]
+
+
+def test_tasks_of_tokens_have_no_bag_of_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, recipe, evaluation = measured_with(tmp_path, {"texts": TEXTS}, monkeypatch)
+    assert list(evaluation["baselines"]) == ["start", "scratch"]
+    assert "no TF-IDF + linear" in capsys.readouterr().err
+    assert list(stored_baselines(file, recipe)) == ["scratch"]
+    adapted = recipe.model_copy(update={"model": recipe.model.model_copy(update={"lora": Lora(rank=4)})})
+    assert list(stored_baselines(file, adapted)) == ["scratch"], "the model from scratch has no adapters"
+
+
+def test_finish_run_keeps_what_the_model_knew_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, recipe, evaluation = measured_with(tmp_path, {"texts": TEXTS}, monkeypatch)
+    later = RunFolder(tmp_path / "later")
+    later.path.mkdir()
+    write_recipe(later, recipe)
+    later.evaluation.write_text(
+        json.dumps({**evaluation, "baselines": {"start": evaluation["baselines"]["start"]}, "run": "later"})
+    )
+    finish_run(later, file)
+    kept = read_evaluation(later)["baselines"]
+    assert list(kept) == ["start", "scratch"] and kept["scratch"]["measured"] == "stored"
 
 
 def test_title_and_caption_are_as_wide_as_the_terminal(

@@ -84,6 +84,11 @@ def make_recipe(folder: Path, **changes: Any) -> dict[str, Any]:
         "precision": {"compute": "fp32"},
         "tracking": {"wandb": "off", "tensorboard": False},
     }
+    return change(recipe, changes)
+
+
+def change(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Set fields by dotted path, in place."""
     for key, value in changes.items():
         part = recipe
         *parents, last = key.split(".")

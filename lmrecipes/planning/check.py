@@ -54,7 +54,8 @@ def check_data(recipe: Recipe) -> list[Problem]:
     rows: dict[str, int] = {}
     for name, task in recipe.tasks.items():
         offline, dataset = task.source.offline, task.source.dataset
-        if offline in OFFLINE and not is_cached(find(OFFLINE[offline].asset)):
+        asset = OFFLINE[offline].asset if offline in OFFLINE else None
+        if asset is not None and not is_cached(find(asset)):
             continue
         if dataset is not None and not Path(dataset).is_dir():
             continue
@@ -64,8 +65,27 @@ def check_data(recipe: Recipe) -> list[Problem]:
             problems += error.problems
             continue
         problems += duplicate_warnings({name: found})
-        rows[name] = found.counts["train"]["rows"]
+        if task.kind != "language_modelling":  # how many texts its documents are cut into, only encoding tells
+            rows[name] = found.counts["train"]["rows"]
     return problems + check_mixture(recipe, rows)
+
+
+def check_tokens(recipe: Recipe) -> list[Problem]:
+    """What keeps the recipe's tokenizer from serving its tasks. Looked at where the tokenizer is on this machine."""
+    from lmrecipes.assets import ASSETS, is_cached
+
+    name = recipe.model.tokenizer or recipe.model.pretrained
+    asset = next((asset for asset in ASSETS if asset.name == name), None)
+    here = is_cached(asset) if asset is not None else Path(name).is_dir()
+    if recipe.model.tokenizer_vocabulary or not here or not any(task.of_tokens for task in recipe.tasks.values()):
+        return []
+    from lmrecipes.data.encode import check_tokenizer
+
+    try:
+        check_tokenizer(recipe)
+    except InputError as error:
+        return error.problems
+    return []
 
 
 def check_mixture(recipe: Recipe, rows: Mapping[str, int]) -> list[Problem]:
@@ -102,7 +122,7 @@ class _Rows:
 def _look_through(name: str, task: Task) -> _Rows:
     """Check every row of a task, block by block. Raises InputError with all problems found."""
     from lmrecipes.data.duplicates import DuplicateCounter
-    from lmrecipes.data.encode import progress_in_rows
+    from lmrecipes.data.progress import progress_in_rows
     from lmrecipes.data.sources import SPLITS, open_rows
     from lmrecipes.data.targets import CheckedRows
 

@@ -100,7 +100,9 @@ class Proxies:
                     return None
                 training.judge(outcome, metrics)
                 bar.move(TRAINING * training.state.step / recipe.schedule.steps)
-            scores = training.evaluate("validation", lambda i, n: bar.move(TRAINING + (1 - TRAINING) * i / n))
+            scores = training.review.scores(
+                training.engine, "validation", lambda i, n: bar.move(TRAINING + (1 - TRAINING) * i / n)
+            )
         except RunFailed as error:
             shares = ", ".join(f"{name} {task.weight:g}" for name, task in recipe.tasks.items())
             raise RunFailed(f"proxy {proxy.kind} {proxy.number} ({shares}): {error}") from None

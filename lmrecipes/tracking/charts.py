@@ -13,6 +13,10 @@ NEUTRAL = -1
 """Series of a line that belongs to no task and no run: it has the colour of the text."""
 MOST_POINTS = 1500
 """Points of one line in the page; longer ones are thinned, about two for each pixel of a wide chart."""
+OF_TOKENS = ("perplexity", "bits_per_byte")
+"""Metrics that are always shown, and each in its own chart: they have no common scale with others."""
+LOGARITHMIC = 20
+"""A perplexity that falls by this factor or more is drawn on a logarithmic axis."""
 SMOOTHING = 30
 """The smoothed line averages over about this fraction of the run (1/30), at least 5 steps."""
 
@@ -37,10 +41,12 @@ class Chart:
     note: str = ""
     percent: bool = False
     from_zero: bool = False
+    log: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready, for the page's script."""
-        return {"percent": self.percent, "from_zero": self.from_zero, "lines": [asdict(line) for line in self.lines]}
+        look = {"percent": self.percent, "from_zero": self.from_zero, "log": self.log}
+        return {**look, "lines": [asdict(line) for line in self.lines]}
 
 
 @dataclass(frozen=True)
@@ -168,23 +174,18 @@ class _Comparison:
         """The headline metric of each task, and all other metrics."""
         found = {key for track in self.tracks for row in track.metrics for key in row if key.startswith("eval/")}
         names = list(dict.fromkeys(key.rsplit("/", 1)[1] for key in _ordered(found, self.tracks)))
+        charts: list[Chart] = []
+        rest: list[Chart] = []
         if not self.single:
-            charts = [
-                chart
-                for task in self.tasks
-                for chart in self._metric([task], [headlines.get(task, "")], f"{headlines.get(task, '')}, {task}")
-            ]
-            rest = [
-                chart
-                for task in self.tasks
-                for name in names
-                if name != headlines.get(task)
-                for chart in self._metric([task], [name], f"{name}, {task}")
-            ]
+            for task in self.tasks:
+                first = dict.fromkeys((headlines.get(task, ""), *OF_TOKENS))
+                for name in (*first, *(name for name in names if name not in first)):
+                    (charts if name in first else rest).extend(self._metric([task], [name], f"{name}, {task}"))
             return Group("", "", charts, rest)
-        best = [headlines.get(task, "") for task in self.tasks]
-        charts = self._metric(self.tasks, best, "Headline metric of each task")
-        rest = [chart for name in names for chart in self._metric(self.tasks, [name] * len(self.tasks), name)]
+        best = {task: name for task in self.tasks if (name := headlines.get(task, "")) not in OF_TOKENS}
+        charts += self._metric(list(best), list(best.values()), "Headline metric of each task")
+        for name in (*OF_TOKENS, *(name for name in names if name not in OF_TOKENS)):
+            (charts if name in OF_TOKENS else rest).extend(self._metric(self.tasks, [name] * len(self.tasks), name))
         return Group("", "", charts, rest)
 
     def _metric(self, tasks: Sequence[str], metrics: Sequence[str], title: str) -> list[Chart]:
@@ -197,7 +198,9 @@ class _Comparison:
                     name = f"{task}, {_words(metric)}" if self.single else track.name
                     lines.append(Line(name, series, *thin(x, y), "points"))
         title = _words(title)
-        return [Chart(title[:1].upper() + title[1:], lines)] if lines else []
+        values = [value for line in lines for value in line.y]
+        log = "perplexity" in metrics and max(values, default=0) > LOGARITHMIC * min(values, default=0)
+        return [Chart(title[:1].upper() + title[1:], lines, log=log)] if lines else []
 
 
 def _lines(name: str, series: int, track: Track, key: str, smooth: bool, style: Style = "line") -> list[Line]:

@@ -39,6 +39,7 @@ td.long { min-width: 200px; } td.best { font-weight: 680; }
 .key { display: inline-block; width: 0.7em; height: 0.7em; border-radius: 50%; margin-right: 0.45em;
   background: var(--c, var(--text)); border: 2px solid var(--c, var(--text)); vertical-align: -0.02em; }
 .key.hollow { background: transparent; --c: var(--muted); } .key.square { border-radius: 1px; }
+.key.diamond { border-radius: 1px; transform: rotate(45deg) scale(0.9); }
 td.where { min-width: 190px; width: 26%; vertical-align: middle; }
 .track { position: relative; display: block; height: 1.1em; }
 .track::before { content: ""; position: absolute; left: 0; right: 0; top: 50%; border-top: 2px solid var(--line); }
@@ -66,6 +67,12 @@ dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr))
 dt { color: var(--muted); font-size: 0.83rem; } dd { margin: 0; overflow-wrap: anywhere; }
 .bar { display: flex; height: 1.4rem; border-radius: 5px; overflow: hidden; margin: 0.6rem 0 0.4rem; }
 .bar i { display: block; min-width: 2px; } .run { margin-top: 0.9rem; } .run h3 { margin-bottom: 0.6rem; }
+h3.task { margin-top: 1.4rem; } dl.sample { grid-template-columns: minmax(6.5rem, auto) minmax(0, 1fr);
+  gap: 0.6rem 1.1rem; margin-top: 0.7rem; } .sample dt { text-align: right; padding-top: 0.1rem; }
+.sample dd { white-space: pre-wrap; font: 0.85rem/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+.sample dd:nth-of-type(2) { color: var(--good); } .sample.grows dd:last-of-type { font-weight: 600; }
+details.long { margin: 0; } details.long > summary { font-weight: inherit; padding: 0; }
+details.long[open] > summary { height: 1.5em; overflow: hidden; color: var(--muted); }
 footer { margin-top: 4rem; color: var(--muted); font-size: 0.85rem; }
 @media (max-width: 760px) { main { padding: 1.4rem 0.9rem 3rem; } h1 { font-size: 1.45rem; }
   .charts { grid-template-columns: minmax(0, 1fr); } .plot { height: 230px; } td.where, th.where { display: none; }
@@ -107,7 +114,8 @@ function draw(plot) {
       rangemode: "tozero", spikecolor: css("--muted"), spikethickness: 1, spikedash: "dot",
       unifiedhovertitle: { text: "step %{x}" } },
     yaxis: { ...axis, nticks: 6, tickformat: percent ? ".2~%" : "", hoverformat: percent ? ".2~%" : ",.4~g",
-      exponentformat: small ? "e" : "SI", rangemode: chart.from_zero ? "tozero" : "normal" },
+      exponentformat: small ? "e" : "SI", rangemode: chart.from_zero ? "tozero" : "normal",
+      type: chart.log ? "log" : "linear" },
   }, { displayModeBar: false, responsive: true });
 }
 

@@ -1,10 +1,13 @@
-"""`metrics.jsonl`, the record of a run: one JSON object per logged step. Trackers and the report are views of it."""
+"""Files of one JSON object per line that a run appends to, and that a resumed run continues.
+
+`metrics.jsonl` is the record of a run, one object per logged step: trackers and the report are views of it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,8 +16,8 @@ from lmrecipes.files import json_text, write_text_atomically
 from lmrecipes.problems import InputError, Problem
 
 
-class MetricsFile:
-    """Append-only writer of `metrics.jsonl`.
+class RecordFile:
+    """Append-only writer of such a file, whose objects all have a `step`.
 
     path: the file; its folder is made where it is missing.
     resumed_at: the step of the checkpoint that the run continues from. Later lines, written by the attempt that was cut
@@ -27,9 +30,9 @@ class MetricsFile:
         write_text_atomically(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a", encoding="utf-8", newline="\n")
 
-    def write(self, step: int, metrics: Mapping[str, float | int | None]) -> None:
-        """Append one line and flush it. NaN and infinity become null. A full disk raises OSError."""
-        self._file.write(json_text({"step": step, **metrics}) + "\n")
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append lines and flush them. NaN and infinity become null. A full disk raises OSError."""
+        self._file.write("".join(f"{json_text(row)}\n" for row in rows))
         self._file.flush()
 
     def close(self) -> None:
@@ -48,8 +51,16 @@ class MetricsFile:
         self.close()
 
 
+class MetricsFile(RecordFile):
+    """Append-only writer of `metrics.jsonl`."""
+
+    def write(self, step: int, metrics: Mapping[str, float | int | None]) -> None:
+        """Append the metrics of a step and flush them."""
+        self.append([{"step": step, **metrics}])
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl` as dictionaries, oldest first; none where there is no file.
+    """The lines of such a file as dictionaries, oldest first; none where there is no file.
 
     A last line without its end, as a killed run or a run that is writing just now leaves it, is left out.
     Raises InputError for any other line that is not a JSON object.

@@ -15,6 +15,7 @@ from lmrecipes.tracking.charts import Track, groups_of
 from lmrecipes.tracking.mixture_section import planned_and_realised
 from lmrecipes.tracking.page import SCRIPT, STYLE
 from lmrecipes.tracking.run_record import RunRecord, read_run
+from lmrecipes.tracking.text_section import changes, samples
 
 
 def write_report(runs: list[Path], to: Path) -> Path:
@@ -65,8 +66,10 @@ def _page(runs: Sequence[RunRecord]) -> str:
     body = [
         sections.header(runs, title),
         sections.results(runs, tasks),
+        changes(runs, tasks),
         sections.differences(runs),
         sections.curves(groups, tasks if len(runs) == 1 else [run.label for run in runs]),
+        samples(runs, tasks),
         planned_and_realised(runs, tasks),
         sections.time_spent(runs),
         sections.environments(runs),

@@ -14,8 +14,6 @@ from rich.text import Text
 from lmrecipes.files import write_text_atomically
 from lmrecipes.problems import InputError, Problem
 
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
-
 Evaluation = Mapping[str, Any]
 """The content of `evaluation.json`."""
 
@@ -53,7 +51,7 @@ class Baseline:
 
 def lower_is_better(metric: str) -> bool:
     """Whether a smaller value of this metric is the better one."""
-    return metric.endswith(("error", "loss", "perplexity"))
+    return metric.endswith(("error", "loss", "perplexity", "bits_per_byte"))
 
 
 def baselines_of(evaluation: Evaluation) -> list[Baseline]:
@@ -82,10 +80,12 @@ def results_of(evaluation: Evaluation, headline_only: bool = True) -> list[Resul
 
 
 def number(value: float | None) -> str:
-    """A metric for people: three decimals, or three digits where it is large; a dash where it is missing."""
+    """A metric for people: three decimals, fewer where it is large; a dash where it is missing."""
     if value is None:
         return "–"  # noqa: RUF001 - a dash, as it is set in tables
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.3g}" if abs(value) >= 1e6 else f"{value:,.0f}"
+    if abs(value) < 100:
+        return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
+    return f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 def words(name: str) -> str:
@@ -131,22 +131,23 @@ def markdown_results(evaluation: Evaluation, environment: Mapping[str, Any] | No
     return "\n".join(lines) + "\n\n" + " ".join(f"{note}." for note in notes if note) + "\n"
 
 
-def write_results_into(readme: Path, text: str) -> None:
-    """Put `text` between the markers `<!-- results -->` and `<!-- /results -->` of a README.
+def write_results_into(readme: Path, text: str, name: str = "results") -> None:
+    """Put `text` between the markers `<!-- NAME -->` and `<!-- /NAME -->` of a README.
 
     Raises InputError where the file or one of the markers is missing, or where they are not one pair in this order.
     """
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if not readme.is_file():
         raise InputError(
-            Problem(str(readme), "there is no such file", f"make it, with {BEGIN} and {END} in it", "readme")
+            Problem(str(readme), "there is no such file", f"make it, with {begin} and {end} in it", "readme")
         )
     page = readme.read_text(encoding="utf-8")
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end) or page.count(BEGIN) != 1 or page.count(END) != 1:
-        what = f"needs one {BEGIN} and after it one {END}; found {page.count(BEGIN)} and {page.count(END)}"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed) or page.count(begin) != 1 or page.count(end) != 1:
+        what = f"needs one {begin} and after it one {end}; found {page.count(begin)} and {page.count(end)}"
         raise InputError(Problem(str(readme), what, "put one pair where the table belongs", "readme"))
-    write_text_atomically(readme, f"{before}{BEGIN}\n{text.strip()}\n{END}{after}")
+    write_text_atomically(readme, f"{before}{begin}\n{text.strip()}\n{end}{after}")
 
 
 def hardware(environment: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe import METRICS
 from lmrecipes.run_folder import open_run
 from lmrecipes.tracking.record import read_metrics
+from lmrecipes.tracking.samples import Sample, read_samples
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class RunRecord:
     metrics: list[dict[str, Any]]
     mixture: Mapping[str, Mapping[str, Any]]
     """What was planned for each task."""
+    samples: list[Sample]
     evaluation: Mapping[str, Any] | None
     written: str
     """When the last line of metrics was written, local time."""
@@ -91,6 +93,7 @@ def read_run(path: Path) -> RunRecord:
         environment=_read_json(folder.environment) or {},
         metrics=read_metrics(folder.metrics),
         mixture=_read_json(folder.mixture) or {},
+        samples=read_samples(folder.samples),
         evaluation=_read_json(folder.evaluation),
         written=written,
     )

@@ -23,7 +23,7 @@ from lmrecipes.tracking.results import (
 )
 from lmrecipes.tracking.run_record import RunRecord
 
-SHAPES = ("hollow", "hollow square")
+SHAPES = ("hollow", "hollow square", "hollow diamond")
 """Marks of the baselines, in their order; the run's own is a filled disc."""
 
 
@@ -47,7 +47,7 @@ def header(runs: Sequence[RunRecord], title: str) -> str:
         (number(run.values("loss")[-1]) if run.values("loss") else None, "loss at the last step"),
     ]
     boxes = "".join(f'<div class="card tile"><b>{escape(b)}</b><span>{escape(s)}</span></div>' for b, s in tiles if b)
-    facts = [run.recipe.get("name"), (run.recipe.get("model") or {}).get("pretrained"), hardware(run.environment)]
+    facts = [run.recipe.get("name"), _model(run.recipe.get("model") or {}), hardware(run.environment)]
     return (
         f'<header><p class="kicker">Run report</p><h1>{escape(title)}</h1>'
         + (f'<p class="lead">{escape(description)}</p>' if description else "")
@@ -67,7 +67,8 @@ def results(runs: Sequence[RunRecord], tasks: Sequence[str]) -> str:
     baselines = next((found for run in evaluated if (found := baselines_of(run.evaluation or {}))), [])
     note = f"On the {' and '.join(splits)} split. "
     if baselines:
-        note += "; ".join(f"{b.title}: {b.origin}" for b in baselines) + ". Bold: best of the row. "
+        said = "; ".join(f"{b.title}: {b.origin}" for b in baselines)
+        note += f"{said[:1].upper()}{said[1:]}. Bold: best of the row. "
     lacking = [run.label for run in runs if run.evaluation is None]
     if lacking:
         note += f"No final evaluation yet: {', '.join(lacking)}."
@@ -179,16 +180,17 @@ def _results_table(
 ) -> str:
     columns = [_by_metric(run, headline_only) for run in runs]
     single = len(runs) == 1
+    tracked = headline_only and any(_on_scale((r.ours, *r.baselines)) for column in columns for r in column.values())
     heads = ["<th>Task</th>", "<th>Metric</th>"]
     heads += [
         f"<th class=n>{'<i class=key></i>This run' if single else disc(at) + escape(run.label)}</th>"
         for at, run in enumerate(runs)
     ]
     heads += [
-        f'<th class=n><i class="key {SHAPES[at % 2]}"></i>{escape(b.title)}<small>{escape(b.origin)}</small></th>'
+        f'<th class=n><i class="key {_shape(at)}"></i>{escape(b.title)}<small>{escape(b.origin)}</small></th>'
         for at, b in enumerate(baselines)
     ]
-    if headline_only:
+    if tracked:
         heads.append('<th class="where">0 to 1</th>')
     heads.append("<th class=n>Rows</th>")
     rows = []
@@ -201,12 +203,12 @@ def _results_table(
             theirs = theirs or (None,) * len(baselines)
             ours = [None if result is None else result.ours for result in found]
             first = next(result for result in found if result is not None)
-            rows.append(_result_row(at, first, ours, theirs, single, headline_only))
+            rows.append(_result_row(at, first, ours, theirs, single, tracked))
     return table("".join(heads), "".join(rows))
 
 
 def _result_row(
-    at: int, result: Result, ours: Sequence[float | None], theirs: Sequence[float | None], single: bool, short: bool
+    at: int, result: Result, ours: Sequence[float | None], theirs: Sequence[float | None], single: bool, tracked: bool
 ) -> str:
     values = [*ours, *theirs]
     known = [value for value in values if value is not None]
@@ -217,7 +219,7 @@ def _result_row(
         gain = _gain(value, theirs, lower) if single and place == 0 else ""
         mark = " best" if value is not None and value == best else ""
         cells.append(f'<td class="n{mark}">{number(value)}{gain}</td>')
-    if short:
+    if tracked:
         cells.append(f'<td class="where">{_track(at, ours, theirs, single)}</td>')
     rows = "" if result.rows is None else f"{result.rows:,}"
     key = disc(at) if single else ""
@@ -241,16 +243,25 @@ def _gain(ours: float | None, theirs: Sequence[float | None], lower: bool) -> st
 
 def _track(at: int, ours: Sequence[float | None], theirs: Sequence[float | None], single: bool) -> str:
     """The values of a row as marks on a line from 0 to 1; empty where a value is outside."""
-    known = [value for value in (*ours, *theirs) if value is not None]
-    if not known or min(known) < 0 or max(known) > 1:
+    if not _on_scale((*ours, *theirs)):
         return ""
-    marks = [(value, f"key {SHAPES[place % 2]}", "") for place, value in enumerate(theirs)]
+    marks = [(value, f"key {_shape(place)}", "") for place, value in enumerate(theirs)]
     marks += [(value, "key", f"--c:var(--s{(at if single else place) % 6});") for place, value in enumerate(ours)]
     return (
         '<span class="track">'
         + "".join(f'<i class="{c}" style="{s}left:{100 * v:.1f}%"></i>' for v, c, s in marks if v is not None)
         + "</span>"
     )
+
+
+def _shape(baseline: int) -> str:
+    return SHAPES[baseline % len(SHAPES)]
+
+
+def _on_scale(values: Iterable[float | None]) -> bool:
+    """Whether all that were measured, and one at least, lie between 0 and 1."""
+    known = [value for value in values if value is not None]
+    return bool(known) and min(known) >= 0 and max(known) <= 1
 
 
 def _by_metric(run: RunRecord, headline_only: bool) -> dict[tuple[str, str], Result]:
@@ -265,6 +276,14 @@ def _run_row(at: int, run: RunRecord) -> str:
         f"<td class=n>{compact(statistics.median(speed)) if speed else ''}</td>"
         f'<td class="long">{escape(hardware(run.environment))}</td></tr>'
     )
+
+
+def _model(model: Mapping[str, Any]) -> str:
+    """What was trained: `smollm2, LoRA of rank 16`."""
+    config, rank = model.get("config") or {}, (model.get("lora") or {}).get("rank")
+    name = str(config.get("model_type") or model.get("pretrained") or "")
+    random = bool(config) or model.get("initialization") == "scratch"
+    return name + (" from random weights" if random else f", LoRA of rank {rank}" if rank else "")
 
 
 def _state(run: RunRecord) -> str:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
+import re
 import socket
 import threading
 import time
@@ -20,10 +22,12 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 from lmrecipes.recipe import Tracking
+from lmrecipes.tracking.samples import COLUMNS, Sample
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,9 @@ class Tracker(Protocol):
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record the metrics of a step."""
+
+    def samples(self, samples: Sequence[Sample], step: int) -> None:
+        """Record how the model continued some texts after a step."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Record the final values of the run."""
@@ -90,7 +97,12 @@ class Trackers:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Queue the metrics of a step for every mirror, under exactly these names."""
         for mirror in self._mirrors:
-            mirror.put(dict(metrics), step)
+            mirror.put("log", dict(metrics), step)
+
+    def samples(self, samples: Sequence[Sample], step: int) -> None:
+        """Queue the samples of a step, of which there is at least one, for every mirror."""
+        for mirror in self._mirrors:
+            mirror.put("samples", tuple(samples), step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Final values (for example of `evaluation.json`); written when the run finishes."""
@@ -117,17 +129,18 @@ class _Mirror:
     def __init__(self, tracker: Tracker, capacity: int) -> None:
         self.summary: dict[str, Any] = {}
         self._tracker = tracker
-        self._lines: queue.Queue[tuple[dict[str, float], int] | None] = queue.Queue(capacity)
+        self._lines: queue.Queue[tuple[Literal["log", "samples"], Any, int] | None] = queue.Queue(capacity)
         self._dropped = 0
         self._off = False
         self._thread = threading.Thread(target=self._work, name=f"mirror-{tracker.name}", daemon=True)
         self._thread.start()
 
-    def put(self, metrics: dict[str, float], step: int) -> None:
+    def put(self, method: Literal["log", "samples"], what: Any, step: int) -> None:
+        """Have the tracker's thread call this method of it, unless it is too far behind."""
         if self._off:
             return
         try:
-            self._lines.put_nowait((metrics, step))
+            self._lines.put_nowait((method, what, step))
         except queue.Full:
             self._dropped += 1
 
@@ -159,7 +172,8 @@ class _Mirror:
         try:
             self._tracker.start()
             while (line := self._lines.get()) is not None:
-                self._tracker.log(*line)
+                method, what, step = line
+                getattr(self._tracker, method)(what, step)
             if self.summary:
                 self._tracker.summary(self.summary)
             self._tracker.finish()
@@ -186,14 +200,21 @@ class TensorBoard:
         self._make_writer = SummaryWriter
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        if self._writer is None:
-            self._open(step)
+        self._opened(step)
         for name, value in metrics.items():
             if value is not None:
                 self._writer.add_scalar(name, value, global_step=step)
 
-    def _open(self, first_step: int) -> None:
-        # purge_step hides what an attempt before the resume wrote at this step and later.
+    def samples(self, samples: Sequence[Sample], step: int) -> None:
+        self._opened(step)
+        for task in dict.fromkeys(sample.task for sample in samples):
+            text = "\n\n---\n\n".join(_as_markdown(sample) for sample in samples if sample.task == task)
+            self._writer.add_text(f"samples/{task}", text, global_step=step)
+
+    def _opened(self, first_step: int) -> None:
+        if self._writer is not None:
+            return
+        # purge_step hides the scalars that an attempt before the resume wrote at this step and later.
         resumed = any(self._folder.glob("events.out.tfevents.*"))
         purge = first_step if resumed else None
         self._writer = self._make_writer(str(self._folder), purge_step=purge, flush_secs=10)
@@ -210,6 +231,14 @@ class TensorBoard:
     def finish(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def _as_markdown(sample: Sample) -> str:
+    """The parts of a sample under their names, verbatim."""
+    parts = {"prompt": sample.prompt, "continuation": sample.continuation, "reference": sample.reference}
+    # A fence of more backticks than the text has in a row: nothing in a text ends it.
+    fence = "`" * max([3, *(len(run) + 1 for text in parts.values() for run in re.findall("`+", text))])
+    return "\n\n".join(f"**{name}**\n\n{fence}\n{text}\n{fence}" for name, text in parts.items())
 
 
 class Wandb:
@@ -234,11 +263,15 @@ class Wandb:
             "dir": str(run_folder),
             "config": dict(recipe),
         }
+        self._data = str(run_folder / "wandb")
         self._run: Any = None
+        self._table: Any = None
 
     def start(self) -> None:
         import wandb
 
+        # Tables wait there for their upload; wandb has no setting for it, and else puts them into the user's home.
+        os.environ.setdefault("WANDB_DATA_DIR", self._data)
         mode = _wandb_mode(wandb.setup().settings) if self._asked == "auto" else self._asked
         # finish_timeout also bounds wandb's hook at the exit of the process, which else waits for uploads for ever.
         settings = wandb.Settings(silent=True, console="off", save_code=False, finish_timeout=FINISH_SECONDS)
@@ -259,6 +292,17 @@ class Wandb:
         # same recipe gives the same values again, so nothing is lost.
         self._run.log({"step": step, **metrics}, step=step)
 
+    def samples(self, samples: Sequence[Sample], step: int) -> None:
+        import wandb
+
+        # Each call uploads the rows since the last one, and wandb shows those of a run's last 100 calls as one table.
+        # Logged whole, the table would be uploaded again with every evaluation.
+        if self._table is None:
+            self._table = wandb.Table(columns=list(COLUMNS), log_mode="INCREMENTAL")
+        for sample in samples:
+            self._table.add_data(*astuple(sample))
+        self._run.log({"samples": self._table}, step=step)
+
     def summary(self, values: Mapping[str, Any]) -> None:
         self._run.summary.update(dict(values))
 
@@ -269,6 +313,8 @@ class Wandb:
         # wandb 0.31 only posts the end of a run to its service process, which writes the file's last blocks some
         # milliseconds later (for a short run: all of them). teardown waits for that process.
         wandb.teardown()
+        if os.environ.get("WANDB_DATA_DIR") == self._data:
+            del os.environ["WANDB_DATA_DIR"]
 
 
 def _wandb_mode(settings: Any) -> Any:

@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmrecipes.data.batches import Texts, texts_to
+from lmrecipes.data.batches import MicroBatch, Texts, texts_to
 from lmrecipes.planning.batch import BatchPlan, plan_batch
 from lmrecipes.problems import InputError, Problem
-from lmrecipes.recipe import Optimizer, Recipe
+from lmrecipes.recipe import Recipe
+from lmrecipes.training.optimizers import make_optimizer, offloads_optimizer, parameter_groups
 
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others before it gives up."""
@@ -150,16 +151,60 @@ class Engine:
         scale = float(self.model.loss_scale()) if self.model.fp16_enabled() else None
         return StepResult(float(norm), self.model.was_step_applied(), scale)
 
-    def predict(self, texts: Texts, pooled: bool = False) -> Any:
-        """Predictions of every head on every text, or where `pooled` the trunk's vectors [texts, hidden].
-
-        Every rank must call it equally often.
-        """
-        self.model.eval()
-        with torch.no_grad():
-            out = self.model(texts_to(texts, self.device), pooled=pooled)
-        self.model.train()
+    def predict(self, batch: MicroBatch) -> dict[str, Tensor]:
+        """Predictions of every head, see `MultiTaskModel.predictions`. Every rank must call it equally often."""
+        with self._resting():
+            out: dict[str, Tensor] = self.model(batch.to(self.device), "predictions")
         return out
+
+    def vectors(self, texts: Texts) -> Tensor:
+        """The trunk's vectors [texts, hidden]. Every rank must call it equally often."""
+        with self._resting():
+            out: Tensor = self.model(texts_to(texts, self.device), "vectors")
+        return out
+
+    def outputs(self, ids: list[int]) -> Tensor:
+        """What the model as `transformers` saves it gives for a text, in its own attention and the run's arithmetic:
+        fp32 on the CPU, logits [time, vocabulary], or without a language-model head [time, hidden]. Every rank must
+        call it with the same text."""
+        with self._alone() as whole:
+            out: Tensor = whole(input_ids=torch.tensor([ids], device=self.device))[0][0]
+        return out.float().cpu()
+
+    def generate(self, prompts: list[list[int]], most: int) -> list[list[int]]:
+        """The likeliest continuation of each prompt, token by token: at most `most` tokens, without the end of text.
+        Every rank must call it with the same prompts."""
+        found = []
+        with self._alone() as whole:
+            end = whole.generation_config.eos_token_id
+            ends = {end} if isinstance(end, int) else set(end or ())
+            for prompt in prompts:
+                ids = torch.tensor([prompt], device=self.device)
+                # Not sampled: the settings that a pretrained model brings for sampling are put back to none.
+                out = whole.generate(
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False, use_cache=True,
+                    temperature=None, top_p=None, top_k=None, pad_token_id=next(iter(ends), 0),
+                )  # fmt: skip
+                found.append([token for token in out[0, len(prompt) :].tolist() if token not in ends])
+        return found
+
+    @contextmanager
+    def _resting(self) -> Iterator[None]:
+        """Without gradients and dropout."""
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train()
+
+    @contextmanager
+    def _alone(self) -> Iterator[Any]:
+        """The model as `transformers` knows it, to be called without the wrappers' own forward."""
+        trunk = self.module.trunk
+        half = self.accelerator.autocast() if self.deepspeed is None else nullcontext()
+        with self._resting(), trunk.native(), half:
+            yield trunk.whole
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """Element-wise sum over ranks, on every rank."""
@@ -196,26 +241,45 @@ class Engine:
         from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_get_full_fp32_param
 
-        names = set()
         for name, parameter in self.module.named_parameters():
-            names.add(name)
             full = safe_get_full_fp32_param(parameter) if self.deepspeed is not None and self.zero_stage else None
             if full is None:
                 with GatheredParameters([parameter]) if self.zero_stage == 3 else nullcontext():
                     full = parameter.detach().clone()
             yield name, full.detach().float().cpu()
+        parameters = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
         for name, tensor in self.module.state_dict().items():
-            if name not in names:
+            if name not in parameters:
                 yield name, tensor.detach().cpu()
 
+    @contextmanager
+    def loading_whole(self) -> Iterator[None]:
+        """Within: `from_pretrained` loads a whole model on this rank alone, under ZeRO-3 too."""
+        from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+        try:
+            yield
+        finally:
+            if self.zero_stage == 3:
+                set_hf_deepspeed_config(self.accelerator.state.deepspeed_plugin.dschf)
+
+    @property
+    def _frozen(self) -> set[str]:
+        """Names of the state dict that training does not change; a checkpoint need not hold them."""
+        return {name for name, p in self.module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+
     def save(self, folder: Path) -> None:
-        """Write model and optimizer state into `folder`; every rank takes part."""
+        """Write the trained weights and the optimizer's state into `folder`; every rank takes part."""
+        frozen = self._frozen
         if self.deepspeed is not None:
-            self.model.save_checkpoint(str(folder), tag="engine", save_latest=False)
+            self.model.save_checkpoint(
+                str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=bool(frozen)
+            )
         elif self.is_main:
             scaler = self.accelerator.scaler
             state = {
-                "model": self.module.state_dict(),
+                "model": {name: weight for name, weight in self.module.state_dict().items() if name not in frozen},
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": scaler.state_dict() if scaler is not None else None,
             }
@@ -224,10 +288,12 @@ class Engine:
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
         if self.deepspeed is not None:
-            self.model.load_checkpoint(str(folder), tag="engine")
+            self.model.load_checkpoint(str(folder), tag="engine", load_module_strict=not self._frozen)
             return
         state = torch.load(folder / "engine.pt", map_location="cpu", weights_only=True)
-        self.module.load_state_dict(state["model"])
+        missing, unknown = self.module.load_state_dict(state["model"], strict=False)
+        if lost := [*unknown, *(set(missing) - self._frozen)]:
+            raise RuntimeError(f"{folder} is of another model: {', '.join(sorted(lost)[:3])}")
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -333,23 +399,6 @@ def refuse_precision(half: str, cuda: bool, deepspeed: bool) -> None:
         )
 
 
-def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Optimizer groups: the trunk and each head, matrices with weight decay, vectors without.
-
-    `factor`: learning rate of the group over the trunk's.
-    """
-    kinds: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        task = recipe.tasks.get(name.split(".")[1]) if name.startswith("heads.") else None
-        factor = task.learning_rate_factor if task is not None else 1.0
-        shape = getattr(parameter, "ds_shape", parameter.shape)  # under ZeRO-3 a parameter may already be partitioned
-        decay = recipe.optimizer.weight_decay if len(shape) > 1 else 0.0
-        kinds.setdefault((factor, decay), []).append(parameter)
-    return [{"params": ps, "weight_decay": decay, "factor": factor} for (factor, decay), ps in kinds.items()]
-
-
 def _match_partitioned(model: nn.Module) -> None:
     """Give the heads the dtype of the trunk: under ZeRO-3 `transformers` loads it partitioned and in 16 bits already,
     and DeepSpeed asserts one dtype. At the other stages DeepSpeed casts the whole model, with the same result."""
@@ -357,23 +406,3 @@ def _match_partitioned(model: nn.Module) -> None:
     for parameter in model.parameters():
         if len(partitioned) == 1 and not hasattr(parameter, "ds_id"):
             parameter.data = parameter.data.to(next(iter(partitioned)))
-
-
-def offloads_optimizer(deepspeed: dict[str, Any] | None) -> bool:
-    """Whether optimizer states live outside the device. `{"device": "none"}` is DeepSpeed's way to say no."""
-    offload = deepspeed["zero_optimization"].get("offload_optimizer") if deepspeed is not None else None
-    return isinstance(offload, dict) and offload.get("device") in ("cpu", "nvme")
-
-
-def make_optimizer(
-    groups: list[dict[str, Any]], optimizer: Optimizer, device: torch.device, offload: bool
-) -> torch.optim.Optimizer:
-    """The recipe's optimizer. Offloaded AdamW is DeepSpeed's own (the same update rule); SGD stays torch's."""
-    if optimizer.name == "sgd":
-        return torch.optim.SGD(groups, lr=optimizer.lr, momentum=optimizer.betas[0])
-    if offload:
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        return DeepSpeedCPUAdam(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, adamw_mode=True)
-    fused = device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=fused)

@@ -1,104 +1,162 @@
-"""The exported model: a folder whose trunk plain `transformers` loads, with the heads beside it.
+"""The exported model: a folder that plain `transformers` loads, verified against the live model before it appears.
 
-model/  config.json model.safetensors   the trunk: `AutoModel.from_pretrained("model")`
-        tokenizer files                 `AutoTokenizer.from_pretrained("model")`
-        heads.safetensors heads.json    one linear head per task, label names, pooling
+model/  config.json model*.safetensors     `AutoModelForCausalLM.from_pretrained("model")` where a task is of tokens,
+        generation_config.json             else `AutoModel`; adapters are merged into it
+        tokenizer files                    `AutoTokenizer.from_pretrained("model")`
+        heads.json heads.safetensors       tasks and labels, pooling; one linear head for each task that has its own
+        adapter/                           `PeftModel.from_pretrained(base, "model/adapter")` where there are adapters
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from lmrecipes.assets import resolve_model
-from lmrecipes.data.encode import load_tokenizer
+from lmrecipes.assets import hub_name, resolve_model
+from lmrecipes.data.tokenizer import load_tokenizer, tokenizer_of
 from lmrecipes.files import write_json
+from lmrecipes.inference.arithmetic import Arithmetic
+from lmrecipes.models.acceleration import use_liger
 from lmrecipes.models.heads import HeadSpec
-from lmrecipes.models.multitask import MultiTaskModel
-from lmrecipes.models.trunk import load_trunk
-from lmrecipes.problems import InputError, Problem
-from lmrecipes.recipe import Model, Recipe
+from lmrecipes.models.saving import load_adapted, load_whole, merged_weights, save_adapter, save_whole
+from lmrecipes.models.trunk import Trunk
+from lmrecipes.problems import RunFailed
+from lmrecipes.recipe import Recipe
 from lmrecipes.run_folder import replace_folder
 from lmrecipes.training.engine import Engine
+from lmrecipes.training.verification import TOLERANCE, TOLERANCE_ELSEWHERE, deviation, require, text_of
 
-TRUNK, HEADS = "trunk.model.", "heads."
-
-
-@dataclass(frozen=True)
-class ExportedModel:
-    """A model read back, in fp32 on the CPU, with what is needed to use it.
-
-    compute, autocast: the arithmetic that it was trained in; autocast: fp32 weights cast at each product.
-    """
-
-    model: MultiTaskModel
-    specs: dict[str, HeadSpec]
-    max_length: int
-    compute: str
-    autocast: bool
+HEADS = "heads."
+ADAPTER = "adapter"
 
 
 def export_model(engine: Engine, recipe: Recipe, specs: dict[str, HeadSpec], folder: Path) -> None:
-    """Write the live model's fp32 weights. Every rank takes part; the folder is complete or absent."""
-    weights = {name: tensor for name, tensor in engine.full_parameters() if engine.is_main}
-    if not engine.is_main:
-        return
-    partial = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    trunk = engine.module.trunk
-    config = trunk.model.config
-    config.architectures = [type(trunk.model).__name__]
-    config.save_pretrained(partial)
-    save_file({**_under(weights, TRUNK), **_contiguous(trunk.unused)}, partial / "model.safetensors", {"format": "pt"})
-    save_file(_under(weights, HEADS), partial / "heads.safetensors", {"format": "pt"})
-    write_json(
-        partial / "heads.json",
-        {
-            "pooling": recipe.model.pooling,
-            "max_length": recipe.model.max_length,
-            "compute": recipe.precision.compute,
-            "autocast": not engine.holds_half,
-            "tasks": {name: spec.as_dict() for name, spec in specs.items()},
-        },
-    )
-    load_tokenizer(resolve_model(recipe.model.pretrained)).save_pretrained(partial)
-    replace_folder(partial, folder)
+    """Write the live model's fp32 weights; every rank takes part. The folder is complete and verified, or as before.
+
+    Raises RunFailed, on every rank, where it cannot be written or where what was written is not the live model.
+    """
+    trunk: Trunk = engine.module.trunk
+    names, whole, heads = engine.module.saved_names(), {}, {}
+    for name, tensor in engine.full_parameters():
+        if not engine.is_main or (trunk.adapted is not None and not _trained(engine.module, name)):
+            continue
+        if name.startswith(HEADS):
+            heads[name.removeprefix(HEADS)] = tensor
+        else:
+            whole[names[name]] = tensor
+    ids = text_of(trunk.whole.config.get_text_config().vocab_size, recipe.model.max_length)
+    with torch.compiler.set_stance("force_eager"):  # the saved model is not compiled
+        live = engine.outputs(ids)
+    failure = None
+    if engine.is_main:
+        try:
+            with engine.loading_whole():
+                _Export(engine, recipe, specs, trunk).write(whole, heads, ids, live, folder)
+        except (OSError, RuntimeError, ValueError, RunFailed) as error:
+            failure = f"the model was not exported: {error}"
+    failure = engine.broadcast(failure)
+    if failure is not None:
+        raise RunFailed(failure)
 
 
-def load_exported(folder: Path) -> ExportedModel:
-    """Read a folder that `export_model` wrote. Raises InputError where it is none."""
-    missing = [
-        f for f in ("config.json", "model.safetensors", "heads.json", "heads.safetensors") if not (folder / f).is_file()
-    ]
-    if missing:
-        raise InputError(
-            Problem(
-                str(folder),
-                f"not an exported model: no {', '.join(missing)}",
-                "name a run that has finished",
-                "model-missing",
-            )
-        )
-    saved = json.loads((folder / "heads.json").read_text())
-    specs = {name: HeadSpec.from_dict(spec) for name, spec in saved["tasks"].items()}
-    model = Model(pretrained=str(folder), pooling=saved["pooling"], max_length=saved["max_length"])
-    trunk = load_trunk(model, 0, "auto", saved["compute"] != "fp32")  # the attention of a run in the default layout
-    whole = MultiTaskModel(trunk, specs)
-    whole.heads.load_state_dict(load_file(folder / "heads.safetensors"))
-    return ExportedModel(whole.eval(), specs, saved["max_length"], saved["compute"], saved["autocast"])
+def _trained(module: Any, name: str) -> bool:
+    """Whether a name is that of a parameter that is trained."""
+    return name in dict(module.named_parameters()) and module.get_parameter(name).requires_grad
 
 
-def _under(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return _contiguous({name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)})
+@dataclass(frozen=True)
+class _Export:
+    """What rank 0 does."""
+
+    engine: Engine
+    recipe: Recipe
+    specs: dict[str, HeadSpec]
+    trunk: Trunk
+
+    def write(
+        self, whole: dict[str, Tensor], heads: dict[str, Tensor], ids: list[int], live: Tensor, folder: Path
+    ) -> None:
+        """Write, verify, then publish. whole: the trained weights by their names in the model."""
+        partial = folder.with_name(f"{folder.name}.tmp")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            if self.trunk.adapted is not None:
+                save_adapter(self.trunk.adapted, whole, self.base, partial / ADAPTER)
+                whole = merged_weights(self.base_at, partial / ADAPTER, self.language)
+            else:
+                whole |= self.trunk.unused
+            save_whole(self.trunk.whole, whole, partial)
+            whole.clear()
+            tokenizer = load_tokenizer(tokenizer_of(self.recipe), self.recipe.model.chat_template)
+            tokenizer.save_pretrained(partial)
+            if heads:
+                save_file({name: tensor.contiguous() for name, tensor in heads.items()}, partial / "heads.safetensors")
+            write_json(partial / "heads.json", {**self.facts(), "verified": self.verify(partial, ids, live)})
+            replace_folder(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    @property
+    def language(self) -> bool:
+        """Whether the model has a language-model head."""
+        return any(spec.of_tokens for spec in self.specs.values())
+
+    @property
+    def base_at(self) -> str:
+        """Where the model that the run started from can be loaded here."""
+        return resolve_model(self.recipe.model.pretrained)
+
+    @property
+    def base(self) -> str:
+        """Its name elsewhere."""
+        return hub_name(self.recipe.model.pretrained) or self.recipe.model.pretrained
+
+    def facts(self) -> dict[str, Any]:
+        """What is needed to use the model, besides its weights."""
+        return {
+            "pooling": self.recipe.model.pooling,
+            "max_length": self.recipe.model.max_length,
+            "compute": self.recipe.precision.compute,
+            "autocast": not self.engine.holds_half,
+            "weights": "fp32",
+            "tasks": {name: spec.as_dict() for name, spec in self.specs.items()},
+        }
+
+    def verify(self, partial: Path, ids: list[int], live: Tensor) -> dict[str, Any]:
+        """Compare what `transformers` and `peft` load with the live model: the adapter beside its base, else the whole
+        model, in the run's arithmetic; the merged model with the adapter in fp32, where merging rounds nothing."""
+        live_place = self.engine.device
+        place = live_place if _has_room(live_place, self.trunk) else torch.device("cpu")
+        dtype = self.engine.compute_dtype
+        most = (TOLERANCE if place == live_place else TOLERANCE_ELSEWHERE)[dtype]
+        own = Arithmetic(place, dtype, dtype != torch.float32 and not self.engine.holds_half)
+        attention, found = self.trunk.choice.native, {}
+        if self.trunk.adapted is not None:
+            model = load_adapted(self.base_at, partial / ADAPTER, self.language, attention)
+            use_liger(model.get_base_model(), self.recipe.model.liger, place)
+            wanted = own.in_fp32.outputs(model, ids)
+            found[ADAPTER] = deviation(own.outputs(model, ids), live)
+            require("the saved adapter", found[ADAPTER], most)
+            live, own, most = wanted, own.in_fp32, TOLERANCE[torch.float32]
+            del model
+        model = load_whole(partial, self.language, attention)
+        use_liger(model, self.recipe.model.liger, place)
+        found["model"] = deviation(own.outputs(model, ids), live)
+        require("the saved model", found["model"], most)
+        return {"tokens": len(ids), "deviation": found, "tolerance": most}
 
 
-def _contiguous(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """safetensors stores no shared memory: every tensor gets its own."""
-    as_stored = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in as_stored.items()}
+def _has_room(device: torch.device, trunk: Trunk) -> bool:
+    """Whether an fp32 copy of the model fits beside the live one."""
+    if device.type == "cpu":
+        return True
+    torch.cuda.empty_cache()
+    count = sum(getattr(p, "ds_numel", p.numel()) for p in trunk.whole.parameters())
+    return bool(torch.cuda.mem_get_info(device)[0] > 1.2 * 4 * count)

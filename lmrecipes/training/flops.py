@@ -11,10 +11,21 @@ from lmrecipes.models.multitask import MultiTaskModel
 
 
 def training_flops_per_token(model: MultiTaskModel) -> float:
-    """6 x the trunk's parameters outside embedding tables: 2 forward, 4 backward per weight (arXiv 2001.08361, 2.1)."""
-    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    tables = sum(_numel(module.weight) for module in embeddings)
-    return 6.0 * (sum(_numel(parameter) for parameter in model.trunk.parameters()) - tables)
+    """2 forward and 4 backward per weight of a product (arXiv 2001.08361, 2.1); 2 backward where the weight is frozen.
+
+    Embedding tables are looked up, not multiplied, but for one that is a language-model head too.
+    """
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    weights = [weight for weight in model.trunk.parameters() if id(weight) not in tables]
+    if model.language is not None:
+        weights.append(model.language.weight)
+    return sum((6.0 if weight.requires_grad else 4.0) * _numel(weight) for weight in weights)
+
+
+def parameters_of(model: nn.Module) -> tuple[int, int]:
+    """How many numbers a model holds, and how many of them are trained."""
+    sizes = [(_numel(parameter), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 
 def _numel(parameter: Tensor) -> int:

@@ -18,15 +18,17 @@ import torch
 
 from lmrecipes.adaptive.plan import PlanFile
 from lmrecipes.adaptive.steering import Steering, replayed_plan
-from lmrecipes.data.batches import Batcher, Step, TrainingStream
+from lmrecipes.data.batches import Batcher
 from lmrecipes.data.encode import encode_tasks
 from lmrecipes.data.facts import mixture_of
 from lmrecipes.data.permutation import hash_key
+from lmrecipes.data.stream import Step, TrainingStream
+from lmrecipes.data.tokenizer import tokenizer_of
 from lmrecipes.files import write_json
 from lmrecipes.mixture_text import announce
-from lmrecipes.models.attention import arrangement
+from lmrecipes.models.attention import arrangement, longest_text
+from lmrecipes.models.loading import accelerate, load_trunk, require_positions
 from lmrecipes.models.multitask import MultiTaskModel
-from lmrecipes.models.trunk import load_trunk
 from lmrecipes.problems import InputError, Problem, RunFailed
 from lmrecipes.ranks import launch_command, launcher
 from lmrecipes.recipe import Recipe
@@ -44,11 +46,12 @@ from lmrecipes.tracking.record import MetricsFile
 from lmrecipes.tracking.trackers import Trackers
 from lmrecipes.training.checkpoint import RunState, find_checkpoint, load_checkpoint, save_checkpoint
 from lmrecipes.training.engine import Engine
-from lmrecipes.training.evaluation import evaluate_tasks, evaluation_metrics
+from lmrecipes.training.evaluation import evaluation_metrics
 from lmrecipes.training.export import export_model
-from lmrecipes.training.flops import measured_peak, training_flops_per_token
+from lmrecipes.training.flops import measured_peak, parameters_of, training_flops_per_token
 from lmrecipes.training.losses import head_specs, loss_scales, loss_units, weighted
-from lmrecipes.training.probe import probe_layout
+from lmrecipes.training.probe import probe
+from lmrecipes.training.review import Review, before_training
 from lmrecipes.training.schedule import learning_rate
 
 log = logging.getLogger(__name__)
@@ -104,17 +107,23 @@ class Training:
         units = loss_units(recipe, self.specs)
         self.steering = Steering(recipe, mixture, units, replayed)
         self.mixture = self.steering.mixture
-        self.scales = loss_scales(recipe, self.specs)
-        batcher = Batcher({name: task.train for name, task in self.tasks.items()}, self.specs, self.scales)
-        trunk = load_trunk(recipe.model, recipe.seed, recipe.batch.layout, recipe.precision.compute != "fp32")
+        batcher = Batcher({name: task.train for name, task in self.tasks.items()}, self.specs)
+        language, half = any(spec.of_tokens for spec in self.specs.values()), recipe.precision.compute != "fp32"
+        tokenizer = tokenizer_of(recipe)
+        trunk = load_trunk(recipe.model, recipe.seed, recipe.batch.layout, half, language, tokenizer)
+        require_positions(trunk.model, longest_text(recipe), trunk.first_position)
         self.choice, cut = trunk.choice, arrangement(recipe, trunk.choice)
-        self.stream = TrainingStream(batcher, self.mixture, self.engine.plan, cut, self.engine.rank, recipe.loader)
+        self.stream = TrainingStream(
+            batcher, loss_scales(recipe, self.specs), self.mixture, self.engine.plan, cut, self.engine.rank,
+            recipe.loader,
+        )  # fmt: skip
+        self.kernels = accelerate(trunk, recipe.model, self.engine.device)
         model = MultiTaskModel(trunk, self.specs)
-        self.flops_per_token = training_flops_per_token(model)
+        self.flops_per_token, self.parameters = training_flops_per_token(model), parameters_of(model)
         with redirect_stdout(io.StringIO()):
             self.engine.prepare(model)
-        probe_layout(self.engine, cut, recipe.model.max_length, recipe.seed)
-        self.draws_dropout = recipe.model.dropout != 0
+        probe(self.engine, cut, recipe.model.max_length, recipe.seed)
+        self.draws_dropout = recipe.model.dropout != 0 or (recipe.model.lora.rank > 0 and recipe.model.lora.dropout > 0)
         self.skips_in_a_row = 0
         self.state = RunState(examples=dict.fromkeys(self.tasks, 0), tokens=dict.fromkeys(self.tasks, 0))
         if start.resume:
@@ -122,6 +131,7 @@ class Training:
         self.peak = measured_peak(self.engine.device, recipe.precision.compute) * self.engine.world_size
         self.until = min(start.until or recipe.schedule.steps, recipe.schedule.steps)
         self.signal = 0
+        self.review = Review(recipe, self.tasks, self.specs, tokenizer)
         self.trackers: Trackers | None = None
         self.plan_file: PlanFile | None = None
 
@@ -132,12 +142,18 @@ class Training:
         if engine.is_main:
             write_recipe(self.run, recipe)
             write_environment(self.run, self._facts())
+            whole, trained = self.parameters
+            log.info(f"model: {whole:,} parameters, {trained:,} trained; {self.choice}; {self.kernels}")
             write_mixture(self.run, announce(recipe, self.tasks, self.mixture), self.state.step)
         record = MetricsFile(self.run.metrics, self.state.step or None) if engine.is_main else None
         self.trackers = trackers = self._trackers() if engine.is_main else None
         if engine.is_main and self.steering.writes:
             self.plan_file = PlanFile(self.run.plan, self.steering.plan)
+        if engine.is_main:
+            self.review.open(self.run, self.state.step)
         try:
+            if self.state.step == 0:
+                self.review.before_training(engine, self.run, trackers)
             with TrainingBar(recipe.schedule.steps, self.state.step, list(self.tasks), show=engine.is_main) as bar:
                 self._steps(record, trackers, bar)
             if self.until < recipe.schedule.steps:
@@ -151,6 +167,7 @@ class Training:
                 record.close()
             if self.plan_file is not None:
                 self.plan_file.close()
+            self.review.close()
 
     def _steps(self, record: MetricsFile | None, trackers: Trackers | None, bar: TrainingBar) -> None:
         recipe, last = self.recipe, self.recipe.schedule.steps
@@ -169,7 +186,8 @@ class Training:
                 self.plan_file.extend(self.steering.plan)
             due = bool(recipe.evaluation.every) and number % recipe.evaluation.every == 0 and number < last
             if due:
-                metrics |= evaluation_metrics(self.evaluate("validation"))
+                metrics |= evaluation_metrics(self.review.scores(self.engine, "validation"))
+                self.review.sample(self.engine, number, trackers)
             if record is not None and (number % recipe.tracking.log_every == 0 or due or number == self.until):
                 record.write(number, metrics)
                 if trackers is not None:
@@ -225,7 +243,7 @@ class Training:
             self.state.tokens[name] += step.tokens[name]
             if step.elements[name]:
                 metrics[f"loss/{name}"] = total / step.elements[name]
-                metrics["loss"] += self.scales[name] * metrics[f"loss/{name}"]
+                metrics["loss"] += step.factors[name] * metrics[f"loss/{name}"]
         self._steer({name: metrics[f"loss/{name}"] for name in self.tasks if step.elements[name]}, step)
         metrics |= {"lr": rate, "grad_norm": result.grad_norm}
         metrics |= {f"loss_factor/{name}": factor for name, factor in (factors or {}).items()}
@@ -241,26 +259,24 @@ class Training:
             self.steering.follow(self.engine.broadcast(self.steering.decide(self.state.step)))
             self.mixture = self.stream.mixture = self.steering.mixture
 
-    def evaluate(self, split: str, moved: Any = None) -> dict[str, dict[str, Any]]:
-        """Metrics of every task on a split, with the live model; the same on every rank."""
-        evaluation = self.recipe.evaluation
-        return evaluate_tasks(
-            self.tasks, self.specs, split, evaluation.examples, evaluation.micro_examples, self.engine.predict,
-            self.engine.rank, self.engine.world_size, self.engine.gather, moved or (lambda done, total: None),
-        )  # fmt: skip
-
     def _finish(self, record: MetricsFile | None, trackers: Trackers | None) -> dict[str, Any]:
-        export_model(self.engine, self.recipe, self.specs, self.run.model)
+        try:
+            export_model(self.engine, self.recipe, self.specs, self.run.model)
+        except RunFailed as failure:
+            raise RunFailed(f"{failure}. Its training state is kept: {self._save()}") from None
         with evaluation_bar(show=self.engine.is_main) as moved:
-            scores = self.evaluate("test", moved)
-        final = {
+            scores = self.review.scores(self.engine, "test", moved)
+        final: dict[str, Any] = {
             "run": self.run.path.name,
             "step": self.state.step,
             "split": "test",
             "seconds_of_training": round(self.state.seconds, 3),
             "tasks": scores,
         }
+        self.review.sample(self.engine, self.state.step, trackers)
         if self.engine.is_main:
+            if start := before_training(self.run):
+                final["baselines"] = start
             write_json(self.run.evaluation, final)
             if trackers is not None:
                 trackers.summary(evaluation_metrics(scores))
@@ -306,6 +322,9 @@ class Training:
             "precision": self.recipe.precision.compute,
             "batch": str(self.engine.plan),
             "layout": str(self.choice),
+            "kernels": self.kernels,
+            "parameters": self.parameters[0],
+            "trained_parameters": self.parameters[1],
             "command": launch_command(),
             "launcher": self.launcher,
             "threads": torch.get_num_threads(),

@@ -7,24 +7,40 @@ from dataclasses import replace
 
 from lmrecipes.data.batches import MicroBatch
 from lmrecipes.data.encoded import EncodedTask
+from lmrecipes.data.loss_scales import LossScales
 from lmrecipes.models.heads import HeadSpec, head_spec
 from lmrecipes.recipe import Recipe
 
 
 def head_specs(tasks: Mapping[str, EncodedTask]) -> dict[str, HeadSpec]:
-    """The head of each task, from its training targets."""
-    return {name: head_spec(task.task.kind, task.labels, task.train.targets) for name, task in tasks.items()}
+    """The head of each task, from its training targets; of a task with a loss per token only what its loss means."""
+    return {
+        name: HeadSpec(task.task.kind, (), (), task.unigram)
+        if task.unigram is not None
+        else head_spec(task.task.kind, task.labels, task.train.targets)
+        for name, task in tasks.items()
+    }
 
 
-def loss_scales(recipe: Recipe, specs: dict[str, HeadSpec]) -> dict[str, float]:
+def loss_scales(recipe: Recipe, specs: Mapping[str, HeadSpec]) -> LossScales:
     """Factor of each task's mean loss in the total."""
-    return {name: recipe.tasks[name].loss_factor / unit for name, unit in loss_units(recipe, specs).items()}
+    units = loss_units(recipe, specs)
+    return LossScales({name: recipe.tasks[name].loss_factor / unit for name, unit in units.items()}, _pooled(recipe))
 
 
-def loss_units(recipe: Recipe, specs: dict[str, HeadSpec]) -> dict[str, float]:
-    """What a normalised loss of 1 is in each task's own units."""
-    normalize = recipe.loss_normalization == "constant_predictor"
-    return {name: spec.constant_loss if normalize else 1.0 for name, spec in specs.items()}
+def loss_units(recipe: Recipe, specs: Mapping[str, HeadSpec]) -> dict[str, float]:
+    """What a normalised loss of 1 is in each task's own units. Tasks that share one mean share the unit."""
+    if recipe.loss_normalization == "none":
+        return dict.fromkeys(specs, 1.0)
+    units = {name: spec.constant_loss for name, spec in specs.items()}
+    pooled = _pooled(recipe)
+    return units | dict.fromkeys(pooled, sum(units[name] for name in pooled) / max(1, len(pooled)))
+
+
+def _pooled(recipe: Recipe) -> frozenset[str]:
+    if recipe.token_loss == "per_task":
+        return frozenset()
+    return frozenset(name for name, task in recipe.tasks.items() if task.of_tokens)
 
 
 def weighted(micro: MicroBatch, factors: dict[str, float]) -> MicroBatch:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from tiny import make_recipe
+from tiny_gpt import make_gpt_recipe
 
-from lmrecipes.planning.check import check_data, check_mixture
+from lmrecipes.planning.check import check_data, check_mixture, check_tokens
 from lmrecipes.recipe import Recipe
 
 
@@ -30,6 +31,40 @@ def test_rows_in_two_splits_are_a_warning(tiny: Path, tmp_path: Path) -> None:
     assert "5 of 10 rows of validation (50.0%) stand in train too" in leaks.what
     assert "rows of test" not in leaks.what
     assert (broken.severity, broken.id) == ("error", "file-missing")
+
+
+@pytest.mark.usefixtures("no_assets")
+def test_documents_and_conversations_are_looked_through(tiny: Path, tmp_path: Path) -> None:
+    """Without a tokenizer. How many texts documents are cut into is not known, so nothing is said of the mixture."""
+    talks = [{"prompt": f"red {number}", "completion": "blue" if number != 7 else ""} for number in range(60)]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talks))
+    for number in range(60):
+        (tmp_path / f"{number}.txt").write_text(f"red {number}")
+    tasks = {
+        "chat": {"kind": "chat", "source": {"files": str(tmp_path / "talks.jsonl")}},
+        "lm": {"kind": "language_modelling", "source": {"files": str(tmp_path / "*.txt")}},
+    }
+    made = make_recipe(tiny, tasks=tasks, **{"schedule.steps": 10_000, "model.pretrained": "nowhere"})
+    (bad,) = check_data(Recipe.model_validate(made))
+    assert (bad.where, bad.id) == ("tasks.chat.source", "bad-rows")
+    assert "talks.jsonl line 8: the completion is empty" in bad.what
+    del made["tasks"]["chat"]
+    assert check_data(Recipe.model_validate(made)) == []
+
+
+def test_the_tokenizer_must_serve_the_tasks(tiny: Path, tiny_gpt: Path) -> None:
+    """All lacks at once; nothing is said where the tokenizer is not on this machine or is to be trained."""
+
+    def found(**changes: Any) -> list[str]:
+        return [p.id for p in check_tokens(Recipe.model_validate(make_gpt_recipe(tiny_gpt, **changes)))]
+
+    assert found() == []
+    encoder = {"model.pretrained": str(tiny / "model"), "model.pooling": "mean"}
+    assert found(**encoder) == ["tokenizer-no-end", "tokenizer-no-end", "chat-template-missing"]
+    assert found(**{"model.max_length": 200}) == ["max-length"]
+    assert found(**{"model.pretrained": "somebody/elsewhere"}) == []
+    trained = {"config": {"model_type": "llama"}, "tokenizer_vocabulary": 512}
+    assert found(model=trained) == []
 
 
 ROWS = {"short": 232, "long": 159, "rare": 46}

@@ -9,7 +9,8 @@ import yaml
 
 from lmrecipes.files import write_json
 from lmrecipes.recipe import Model, Recipe, Schedule, Source, Task
-from lmrecipes.tracking.record import MetricsFile
+from lmrecipes.tracking.record import MetricsFile, read_metrics
+from lmrecipes.tracking.samples import Sample, SamplesFile
 
 STEPS = 300
 EVERY = 25
@@ -184,4 +185,91 @@ def make_run(folder: Path, lr: float = 3e-4, better_by: float = 0.0, done: int =
             record.write(step, make_metrics(step, STEPS, lr, better_by))
     if finished:
         write_json(folder / "evaluation.json", make_evaluation(folder.name, better_by))
+    return folder
+
+
+TEXTS = {
+    "speeches": {"perplexity": (24.81, 17.92), "bits_per_byte": (0.9413, 0.8461), "token_accuracy": (0.402, 0.451)},
+    "scripture": {"perplexity": (38.2, 14.03), "bits_per_byte": (1.213, 0.8802), "token_accuracy": (0.334, 0.472)},
+    "assistant": {"perplexity": (7.02, 4.31), "bits_per_byte": (0.6121, 0.4592), "token_accuracy": (0.561, 0.641)},
+}
+"""Of the token tasks: each metric before and after training."""
+SAMPLED = {
+    "speeches": [
+        (
+            "Mr. President, Members of the Congress: I come before you tonight at a moment of ",
+            ["great importance to the country. The country is", "decision so far-reaching that the people"],
+            "decision for the many peoples of Indochina and for our own Nation.",
+        ),
+        (
+            "When I took office, I promised the American people that we would put our house in order. " * 5 + "Today ",
+            ["I am going to tell you about the house. The house is", "I can report to you that the state of our"],
+            "the work that we began together is bearing fruit. " * 9,
+        ),
+    ],
+    "scripture": [
+        (
+            "And it came to pass in those days, that there went out a ",
+            ["man.", "decree <b>from</b> the king"],
+            "decree from Caesar Augustus",
+        ),
+    ],
+    "assistant": [
+        (
+            "<|im_start|>system\nYou are a helpful AI assistant.<|im_end|>\n"
+            "<|im_start|>user\nName three primes, one a line.<|im_end|>\n<|im_start|>assistant\n",
+            ["", "2\n3\n5"],
+            "2\n3\n5",
+        ),
+    ],
+}
+"""Of a task: prompt, continuations (before training, after it) and reference."""
+
+
+def make_language_run(folder: Path, better_by: float = 0.0) -> Path:
+    """A finished run of three tasks of tokens and one with labels, sampled at the start, in between and at the end."""
+    make_run(folder, better_by=better_by)
+    tasks: dict[str, Task] = {
+        name: Task(kind="chat" if name == "assistant" else "language_modelling", source=Source(files=f"{name}.jsonl"))
+        for name in TEXTS
+    }
+    tasks["party"] = Task(kind="classification", source=Source(offline="party"))
+    recipe = make_recipe().model_copy(update={"tasks": tasks, "name": "gpt_mixture", "description": ""})
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    rows = read_metrics(folder / "metrics.jsonl")
+    with MetricsFile(folder / "metrics.jsonl") as record:
+        for row in rows:
+            kept = {key: value for key, value in row.items() if "/" not in key or key.endswith("/party")}
+            if (step := row["step"]) % EVERY == 0:
+                kept |= {key: value for key, value in row.items() if key.startswith("eval/party/")}
+                for task, metrics in TEXTS.items():
+                    far = math.exp(-step / 60)
+                    kept |= {f"eval/{task}/{name}": b + (a - b) * far for name, (a, b) in metrics.items()}
+            record.write(step, {key: value for key, value in kept.items() if key != "step"})
+    evaluation = make_evaluation(folder.name)
+    evaluation["tasks"] = {"party": evaluation["tasks"]["party"]} | {
+        task: {
+            "kind": tasks[task].kind,
+            "headline": "perplexity",
+            "rows": 600,
+            "loss": math.log(metrics["perplexity"][1]),
+            "metrics": {name: after + better_by for name, (_, after) in metrics.items()},
+        }
+        for task, metrics in TEXTS.items()
+    }
+    start = {task: {name: before for name, (before, _) in metrics.items()} for task, metrics in TEXTS.items()}
+    start["party"] = {"accuracy": 0.21, "macro_f1": 0.04, "balanced_accuracy": 0.1}
+    evaluation["baselines"] = {
+        "start": {"title": "before training", "date": "2026-11-22", "measured": "with this run", "tasks": start}
+    }
+    write_json(folder / "evaluation.json", evaluation)
+    with SamplesFile(folder / "samples.jsonl") as file:
+        for step in range(0, STEPS + 1, EVERY):
+            file.write(
+                [
+                    Sample(step, task, prompt, found[step > STEPS // 2], reference)
+                    for task, texts in SAMPLED.items()
+                    for prompt, found, reference in texts
+                ]
+            )
     return folder

@@ -4,19 +4,21 @@ import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from made_up_run import KINDS, STEPS, make_recipe, make_run
+from made_up_run import EVERY, KINDS, STEPS, TEXTS, make_language_run, make_recipe, make_run
 
 from lmrecipes.problems import InputError
 from lmrecipes.tracking.charts import Track, groups_of, smoothed, thin
 from lmrecipes.tracking.record import read_metrics
 from lmrecipes.tracking.report import write_report
 from lmrecipes.tracking.run_record import read_run
+from lmrecipes.tracking.samples import Sample, SamplesFile
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -55,6 +57,12 @@ class Page(HTMLParser):
             self.text += text
             if self.stack[-1] in ("h2", "h1"):
                 self.headings.append(text)
+
+
+def section_of(page: Path, title: str) -> str:
+    """The text of one section."""
+    (content,) = re.findall(rf"<section><h2>{title}</h2>(.*?)</section>", page.read_text(), re.S)
+    return unescape(re.sub(r"<[^>]*>", "", content))
 
 
 def changed_run(finished_run: Path, to: Path, **changes: Any) -> Path:
@@ -234,6 +242,134 @@ def test_folders_that_are_no_runs_are_all_named(finished_run: Path, tmp_path: Pa
     (broken / "recipe.yaml").write_text("a: [")
     with pytest.raises(InputError, match="not YAML"):
         read_run(broken)
+
+
+@pytest.fixture(scope="module")
+def language_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of tasks of tokens and one with labels; tests must not change it."""
+    return make_language_run(tmp_path_factory.mktemp("runs") / "gpt_mixture-20261122-101530")
+
+
+def test_what_training_changed_is_said_in_percent(language_run: Path, tmp_path: Path) -> None:
+    page = Page(write_report([language_run], tmp_path / "report.html"))
+    assert page.headings[1:3] == ["Results", "What training changed"]
+    text = section_of(tmp_path / "report.html", "What training changed")
+    for words in (
+        "speeches24.81 → 17.92\N{MINUS SIGN}27.8%0.941 → 0.846\N{MINUS SIGN}10.1%0.402 → 0.451+12.2%",
+        "scripture38.20 → 14.03\N{MINUS SIGN}63.3%",
+    ):
+        assert words in text
+    assert "party" not in text, "its label is not of tokens; before and after stand in the results"
+    assert "17.92▲ 6.89024.81" in page.text, "lower is better: the fall is the gain"
+
+
+def test_worse_is_red_and_unchanged_is_neither(language_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(language_run, run)
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    start = evaluation["baselines"]["start"]["tasks"]
+    start["speeches"] = {"perplexity": 10.0, "bits_per_byte": 0.8461, "token_accuracy": 0.9}
+    start["scripture"] = {"perplexity": None}
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    path = write_report([run], tmp_path / "report.html")
+    for cell in ('"down">+79.2%', '"">+0.0%', '"down">\N{MINUS SIGN}49.9%'):
+        assert cell in path.read_text()
+    text = section_of(path, "What training changed")
+    assert "scripture" not in text, "it is not known what a perplexity of null fell from"
+    del evaluation["baselines"]
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    assert "What training changed" not in Page(write_report([run], tmp_path / "report.html")).headings
+
+
+def test_samples_show_how_a_continuation_came_about(language_run: Path, tmp_path: Path) -> None:
+    path = write_report([language_run], tmp_path / "report.html")
+    page = Page(path)
+    assert page.headings.index("Samples") < page.headings.index("Mixture, planned and realised")
+    text = page.text.partition("Samples")[2]
+    assert "steps 0 to 150great importance to the country. The country issteps 175 to 300decision so far-" in text
+    assert "<|im_start|>assistantthe text2\n3\n5steps 0 to 150nothing" in text
+    assert "decree <b>from</b> the king" in text and "<b>from" not in path.read_text()
+    folded = re.findall(r'<details class="long"><summary>(.*?)</summary>(.*?)</details>', path.read_text(), re.S)
+    assert [len(part) - len(whole) < 0 for part, whole in folded] == [True, True]
+    assert folded[0][0].startswith("… ") and folded[0][0].endswith("Today"), "of a prompt the end"
+    assert folded[1][0].startswith("the work") and folded[1][0].endswith(" …")
+
+
+def test_many_samples_are_folded_and_many_changes_thinned(language_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(language_run, run)
+    with SamplesFile(run / "samples.jsonl") as file:
+        for step in range(1, 101):
+            file.write([Sample(step, "scripture", f"prompt {n}", f"{step}:{n}", "reference") for n in range(5)])
+    page = Page(write_report([run], tmp_path / "report.html"))
+    text = page.text.partition("Samples")[2]
+    assert "2 more" in text and text.index("2 more") < text.index("prompt 3")
+    steps = [int(step) for step in re.findall(r"step (\d+)\1:0", text)]
+    assert len(steps) == 8 and (steps[0], steps[-1]) == (1, 100)
+
+
+def test_samples_of_several_runs_stand_together(language_run: Path, tmp_path: Path) -> None:
+    other = make_language_run(tmp_path / "gpt_mixture-20261122-111530", better_by=-1.0)
+    page = Page(write_report([language_run, other], tmp_path / "report.html"))
+    samples = page.text.partition("Samples")[2]
+    assert "Augustus101530, step 300decree <b>from</b> the king111530, step 300decree" in samples
+    changes = page.text.partition("What training changed")[2]
+    assert "speeches10153024.81 → 17.92" in changes and "speeches11153024.81 → 16.92" in changes
+
+
+def test_perplexities_have_charts_of_their_own(language_run: Path) -> None:
+    record = read_metrics(language_run / "metrics.jsonl")
+    tasks = [*TEXTS, "party"]
+    headlines = {**dict.fromkeys(TEXTS, "perplexity"), "party": "accuracy"}
+    for tracks, titles, folded in (
+        (1, ["Headline metric of each task", "Perplexity", "Bits per byte"], ["Accuracy", "Macro F1"]),
+        (2, ["Perplexity, speeches", "Bits per byte, speeches"], ["Token accuracy, speeches"]),
+    ):
+        groups = groups_of([Track(f"run {at}", record) for at in range(tracks)], tasks, headlines)
+        (evaluation,) = [group for group in groups if group.title == "Evaluation"]
+        shown = [chart.title for chart in evaluation.charts]
+        assert [title for title in shown if title in titles] == titles
+        assert [chart.title for chart in evaluation.more][: len(folded)] == folded
+        if tracks == 1:
+            assert [[line.name for line in chart.lines] for chart in evaluation.charts] == [
+                ["party, accuracy"],
+                *([f"{task}, {words}" for task in TEXTS] for words in ("perplexity", "bits per byte")),
+            ]
+            assert evaluation.charts[1].lines[0].x == list(range(EVERY, STEPS + 1, EVERY))
+
+
+@pytest.mark.parametrize(("first", "log"), [(100.0, False), (50_000.0, True)])
+def test_a_perplexity_that_falls_far_is_drawn_on_a_logarithmic_axis(first: float, log: bool) -> None:
+    record = [
+        {"step": step, "eval/a/perplexity": first / step, "eval/a/bits_per_byte": first / step} for step in (1, 9)
+    ]
+    record.append({"step": 90, "eval/a/perplexity": 10.0 if not log else 90.0, "eval/a/bits_per_byte": 1.0})
+    (group,) = groups_of([Track("run", record)], ["a"], {"a": "perplexity"})
+    assert [chart.log for chart in group.charts] == [log, False]
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"pretrained": "smollm2"}, "toy, smollm2"),
+        ({"pretrained": "smollm2", "lora": {"rank": 8}}, "toy, smollm2, LoRA of rank 8"),
+        ({"pretrained": "smollm2", "initialization": "scratch"}, "toy, smollm2 from random weights"),
+        ({"pretrained": "minilm", "config": {"model_type": "llama"}}, "toy, llama from random weights"),
+    ],
+)
+def test_the_header_says_what_was_trained(finished_run: Path, tmp_path: Path, model: dict[str, Any], said: str) -> None:
+    run = changed_run(finished_run, tmp_path / "run", model=model, name="toy")
+    assert said + ", 2 x cpu" in Page(write_report([run], tmp_path / "report.html")).text
+
+
+def test_the_scale_from_0_to_1_is_left_out_where_nothing_lies_on_it(language_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(language_run, run)
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert ">0 to 1<" in write_report([run], tmp_path / "report.html").read_text()
+    del evaluation["tasks"]["party"]
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    assert ">0 to 1<" not in write_report([run], tmp_path / "report.html").read_text()
 
 
 def test_names_from_files_cannot_change_the_page(finished_run: Path, tmp_path: Path) -> None:

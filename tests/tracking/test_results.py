@@ -1,11 +1,12 @@
 """Results beside baselines, for terminals and READMEs."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_run import make_evaluation
+from made_up_run import make_evaluation, make_language_run
 from rich.console import Console
 
 from lmrecipes.problems import InputError
@@ -81,6 +82,18 @@ def test_errors_are_better_when_smaller(evaluation: dict[str, Any]) -> None:
     assert result.best == 0
 
 
+def test_perplexity_stands_beside_what_it_was_before(tmp_path: Path) -> None:
+    evaluation = json.loads((make_language_run(tmp_path / "run") / "evaluation.json").read_text())
+    assert lower_is_better("perplexity") and lower_is_better("bits_per_byte") and not lower_is_better("token_accuracy")
+    lines = markdown_results(evaluation).splitlines()
+    assert lines[0] == "| task | kind | metric | this run | before training | rows |"
+    assert "| `speeches` | language modelling | perplexity | **17.92** | 24.81 | 600 |" in lines
+    assert lines[-1].endswith("before training: with this run, 2026-11-22.")
+    best = {(r.task, r.metric): r.best for r in results_of(evaluation, headline_only=False) if r.task == "assistant"}
+    assert best == {("assistant", metric): 0 for metric in ("perplexity", "bits_per_byte", "token_accuracy")}
+    assert "4.310" in printed(evaluation) and "7.020" in printed(evaluation)
+
+
 def test_results_replace_what_is_between_the_markers(tmp_path: Path, evaluation: dict[str, Any]) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("# Title\n\n<!-- results -->\nold\n<!-- /results -->\n\nAfter.\n")
@@ -107,7 +120,7 @@ def test_a_readme_without_one_pair_of_markers_is_refused_and_kept(tmp_path: Path
 
 def test_words_for_people() -> None:
     assert [duration(s) for s in (2.34, 59, 118.2, 3600)] == ["2.3 s", "59 s", "1 min 58 s", "1 h 0 min"]
-    assert [number(v) for v in (0.5, 12.3456, 1234.5, 1.5e7, None)] == ["0.500", "12.346", "1,234", "1.5e+07", "–"]  # noqa: RUF001
+    assert [number(v) for v in (0.5, 12.3456, 1234.5, 1.5e7, None)] == ["0.500", "12.35", "1,234", "1.5e+07", "–"]  # noqa: RUF001
     assert (
         hardware({"device": "NVIDIA H100", "world_size": 8, "zero": 3, "precision": "bf16"})
         == "8 x NVIDIA H100, ZeRO 3, bf16"

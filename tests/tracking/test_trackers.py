@@ -2,12 +2,14 @@
 
 import json
 import logging
+import os
 import socket
 import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 
 from lmrecipes.recipe import Tracking
 from lmrecipes.tracking import trackers as module
+from lmrecipes.tracking.samples import Sample
 from lmrecipes.tracking.trackers import Trackers
 
 STEPS = 12
@@ -31,13 +34,20 @@ METRICS = {
     | ({"eval/valence/spearman": 0.1 * step, "eval/icd-10/macro_f1": 0.05 * step} if step % 4 == 0 else {})
     for step in range(1, STEPS + 1)
 }
+SAMPLES = {
+    step: [
+        Sample(step, "law", "Art. 1\n", f"after {step}", "All `people` ```are\n free"),
+        Sample(step, "chat", "<|user|>**Hi**", f"# after {step}", "Hello! \N{WAVING HAND SIGN}"),
+    ]
+    for step in range(4, STEPS + 1, 4)
+}
 RECIPE = {"name": "toy", "optimizer": {"lr": 3e-4}, "tasks": {"valence": {"kind": "regression"}}}
 
 
 @pytest.fixture(autouse=True)
 def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No credentials and no settings of whoever runs the tests."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_DATA_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
 
@@ -65,13 +75,20 @@ def wandb_records(folder: Path) -> Iterator[Any]:
 
 
 def wandb_history(folder: Path) -> dict[int, dict[str, float]]:
-    """Metrics by step, without wandb's own (`_runtime`, ...)."""
-    history: dict[int, dict[str, float]] = {}
+    """Metrics by step, without wandb's own (`_runtime`, ...) and the table of samples."""
+    return {
+        step: {name: value for name, value in row.items() if not name.startswith(("_", "samples/"))}
+        for step, row in wandb_rows(folder).items()
+    }
+
+
+def wandb_rows(folder: Path) -> dict[int, dict[str, Any]]:
+    """All that was logged, by step."""
+    history: dict[int, dict[str, Any]] = {}
     for record in wandb_records(folder):
         if record.WhichOneof("record_type") == "history":
-            items = {item.nested_key[0] or item.key: json.loads(item.value_json) for item in record.history.item}
-            row = history.setdefault(items["_step"], {})
-            row.update({name: value for name, value in items.items() if not name.startswith("_")})
+            items = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+            history.setdefault(items["_step"], {}).update(items)
     return history
 
 
@@ -87,9 +104,23 @@ def record_run(folder: Path, tracking: Tracking, steps: range, resume: dict[str,
     trackers = Trackers.start(tracking, folder, RECIPE, "toy-1", resume)
     for step in steps:
         trackers.log(METRICS[step], step)
+        if step in SAMPLES:
+            trackers.samples(SAMPLES[step], step)
     trackers.summary({"test/valence/spearman": 0.77})
     trackers.finish(timeout=120)
     return trackers.state()
+
+
+def sampled_rows(folder: Path) -> list[list[Any]]:
+    """Rows of a run's table of samples, part by part as wandb would upload them."""
+    artifacts = [record.artifact for record in wandb_records(folder) if record.WhichOneof("record_type") == "artifact"]
+    kinds = {(artifact.name, artifact.type) for artifact in artifacts}
+    assert kinds == {(f"run-{wandb_run(folder).run_id}-incr-samples", "wandb-run-incremental-table")}
+    paths = [Path(artifact.manifest.contents[0].local_path) for artifact in artifacts]
+    assert all(folder.parent in path.parents for path in paths), "in the run folder, not in the user's home"
+    parts = [json.loads(path.read_text()) for path in paths]
+    assert all(part["columns"] == ["step", "task", "prompt", "continuation", "reference"] for part in parts)
+    return [row for part in parts for row in part["data"]]
 
 
 def test_wandb_offline_holds_every_metric_and_step(
@@ -107,6 +138,18 @@ def test_wandb_offline_holds_every_metric_and_step(
     summary = {u.key: u.value_json for r in wandb_records(folder) for u in r.summary.update if u.key}
     assert json.loads(summary["test/valence/spearman"]) == 0.77
     assert not warnings(caplog) and capfd.readouterr() == ("", ""), "silent on the console"
+
+
+def test_the_wandb_table_of_samples_grows(tmp_path: Path) -> None:
+    tracking = Tracking(wandb="offline", tensorboard=False)
+    state = record_run(tmp_path / "first", tracking, range(1, 9))
+    record_run(tmp_path / "second", tracking, range(9, STEPS + 1), resume=state)
+    for part, steps in (("first", [4, 8]), ("second", [12])):
+        (folder,) = (tmp_path / part / "wandb").glob("offline-run-*")
+        logged = {step: row["samples/_type"] for step, row in wandb_rows(folder).items() if "samples/_type" in row}
+        assert logged == dict.fromkeys(steps, "incremental-table-file")
+        assert sampled_rows(folder) == [list(astuple(sample)) for step in steps for sample in SAMPLES[step]]
+    assert "WANDB_DATA_DIR" not in os.environ
 
 
 def test_a_resumed_run_has_the_same_wandb_id(tmp_path: Path) -> None:
@@ -158,7 +201,13 @@ def test_tensorboard_holds_every_metric_and_step(tmp_path: Path) -> None:
     for name in events.Tags()["scalars"]:
         points = {event.step: event.value for event in events.Scalars(name)}
         assert points == pytest.approx({step: m[name] for step, m in METRICS.items() if name in m}, rel=1e-6)
-    assert events.Tags()["tensors"] == ["recipe/text_summary"]
+    assert events.Tags()["tensors"] == ["recipe/text_summary", "samples/law/text_summary", "samples/chat/text_summary"]
+    texts = {
+        event.step: event.tensor_proto.string_val[0].decode() for event in events.Tensors("samples/law/text_summary")
+    }
+    assert list(texts) == [4, 8, 12]
+    assert "**continuation**\n\n````\nafter 8\n````" in texts[8]
+    assert "````\nAll `people` ```are\n free\n````" in texts[8], "a fence that the text does not end"
 
 
 def test_tensorboard_of_a_resumed_run_shows_each_step_once(tmp_path: Path) -> None:
@@ -179,6 +228,7 @@ class FakeTracker:
         self.gate = threading.Event()
         self.reached = threading.Event()
         self.lines: list[tuple[int, dict[str, float]]] = []
+        self.sampled: list[tuple[int, list[Sample]]] = []
         self.final: dict[str, Any] = {}
         self.finished = False
         self._block = block
@@ -199,6 +249,10 @@ class FakeTracker:
         self._called("log")
         self.lines.append((step, dict(metrics)))
 
+    def samples(self, samples: Sequence[Sample], step: int) -> None:
+        self._called("samples")
+        self.sampled.append((step, list(samples)))
+
     def summary(self, values: Mapping[str, Any]) -> None:
         self._called("summary")
         self.final.update(values)
@@ -208,19 +262,23 @@ class FakeTracker:
         self.finished = True
 
 
-@pytest.mark.parametrize("method", ["start", "log"])
+@pytest.mark.parametrize("method", ["start", "samples", "log"])
 def test_log_returns_while_a_tracker_is_blocked(method: str) -> None:
     blocked, free = FakeTracker(block=method), FakeTracker()
     trackers = Trackers([blocked, free])
+    trackers.samples(SAMPLES[4], 0)
     trackers.log(METRICS[1], 1)
     assert blocked.reached.wait(60)
-    for step in range(2, STEPS + 1):
-        trackers.log(METRICS[step], step)  # the test hangs here where a blocked tracker blocks the run
+    for step in range(2, STEPS + 1):  # the test hangs here where a blocked tracker blocks the run
+        trackers.log(METRICS[step], step)
+        if step in SAMPLES:
+            trackers.samples(SAMPLES[step], step)
     assert not blocked.lines
     blocked.gate.set()
     trackers.finish()
     for tracker in (blocked, free):
         assert tracker.lines == list(METRICS.items()) and tracker.finished
+        assert tracker.sampled == [(0, SAMPLES[4]), *SAMPLES.items()]
 
 
 def test_log_takes_a_copy() -> None:
@@ -248,12 +306,13 @@ def test_a_full_queue_drops_and_counts(caplog: pytest.LogCaptureFixture) -> None
     assert tracker.final == {"done": 1} and tracker.finished, "final values are never dropped"
 
 
-@pytest.mark.parametrize("method", ["start", "log", "summary", "finish"])
+@pytest.mark.parametrize("method", ["start", "log", "samples", "summary", "finish"])
 def test_a_tracker_that_raises_is_reported_once_and_switched_off(method: str, caplog: pytest.LogCaptureFixture) -> None:
     broken, sound = FakeTracker(fail=method), FakeTracker()
     trackers = Trackers([broken, sound])
     for step in METRICS:
         trackers.log(METRICS[step], step)
+    trackers.samples(SAMPLES[12], 12)
     trackers.summary({"done": 1})
     trackers.finish()
     trackers.finish()

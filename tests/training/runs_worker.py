@@ -1,6 +1,6 @@
 """Started on every rank by made_runs: train, stop and resume several runs in one group of processes.
 
-Argument: a JSON file with {"cases": [{name, run, recipe, deepspeed, until, resume}], "out": folder}. Writes
+Argument: a JSON file with {"cases": [{name, run, recipe, deepspeed, until, resume, distort}], "out": folder}. Writes
 `said<world size>.json`, the outcome of each case, and of finished runs `<name>.predictions.json`: the live model's.
 """
 
@@ -45,6 +45,9 @@ def train(case: dict[str, Any], out: Path) -> dict[str, Any]:
     start = Start(case["deepspeed"], out / case["run"], case.get("resume", False), case.get("until"))
     try:
         training = Training(Recipe.model_validate(case["recipe"]), start)
+        if "distort" in case:  # as if what is saved were not what was trained
+            outputs = training.engine.outputs
+            training.engine.outputs = lambda ids: outputs(ids) + case["distort"] * outputs(ids[::-1])
         result = training.fit()
     except (InputError, RunFailed) as error:
         return {"failed": type(error).__name__, "message": str(error)}
@@ -62,13 +65,15 @@ def train(case: dict[str, Any], out: Path) -> dict[str, Any]:
 def predictions(training: Any) -> dict[str, list[Any]]:
     """The live model's predictions for the first 8 texts of each task's test split."""
     from lmrecipes.data.batches import Batcher
+    from lmrecipes.data.layout import Arrangement
 
     found = {}
-    batcher = Batcher({name: task.splits["test"] for name, task in training.tasks.items()}, training.specs, {})
+    batcher = Batcher({name: task.splits["test"] for name, task in training.tasks.items()}, training.specs)
     for number, name in enumerate(training.tasks):
         count = min(8, len(training.tasks[name].splits["test"]))
-        bucket = batcher.bucket(np.arange(count), np.full(count, number, np.int16), np.arange(count))
-        found[name] = training.engine.predict([bucket])[name].float().cpu().tolist()
+        rows, units = np.arange(count), dict.fromkeys(training.tasks, 1.0)
+        batch = batcher.micro_batch([rows], np.full(count, number, np.int16), rows, units, Arrangement("padded"))
+        found[name] = training.engine.predict(batch)[name].float().cpu().tolist()
     return found
 
 

@@ -16,6 +16,7 @@ from made_runs import Runs, make_runs
 
 from lmrecipes.data.batches import Batcher
 from lmrecipes.data.encode import encode_tasks
+from lmrecipes.data.layout import Arrangement
 from lmrecipes.inference.predictor import Predictor
 from lmrecipes.recipe_files import recipe_from_yaml
 from lmrecipes.run_folder import replace_folder
@@ -49,11 +50,12 @@ def test_the_exported_model_predicts_what_the_engine_did(name: str, runs: Runs) 
     predictor = Predictor(runs[name] / "model")
     specs = predictor.exported.specs
     tasks = encode_tasks(recipe_from_yaml(runs[name] / "recipe.yaml"))
-    batcher = Batcher({task: encoded.splits["test"] for task, encoded in tasks.items()}, specs, {})
+    batcher = Batcher({task: encoded.splits["test"] for task, encoded in tasks.items()}, specs)
     for number, task in enumerate(tasks):
         count = len(live[task])
-        bucket = batcher.bucket(np.arange(count), np.full(count, number, np.int16), np.arange(count))
-        found = predictor([bucket])[task].float().numpy()
+        rows, owners, units = np.arange(count), np.full(count, number, np.int16), dict.fromkeys(tasks, 1.0)
+        batch = batcher.micro_batch([rows], owners, rows, units, Arrangement("padded"))
+        found = predictor(batch)[task].float().numpy()
         assert np.abs(found - np.array(live[task])).max() <= TOLERANCE[name]
         assert np.ptp(found) > 0.01, "predictions differ between texts"
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from conftest import Run
-from test_invariant import ENGINES, Rows, assert_same, trajectories
+from test_invariant import trajectories
 from tiny import make_data, make_model
+from trajectories import ENGINES, Rows, assert_same
 
 from lmrecipes.machine import gpus
 

@@ -7,22 +7,15 @@ count; `rare` is missing from most micro-batches and from some whole steps.
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Run
+from conftest import Run
 from tiny import make_recipe
+from trajectories import ENGINES, Rows, assert_same, train_cases
 
 from lmrecipes.planning.hardware import Device
-from lmrecipes.planning.launch_pair import launch_pair
-from lmrecipes.recipe import Recipe
-
-WORKER = ROOT / "tests" / "training" / "trajectory_worker.py"
-ENGINES = ("plain", 0, 1, 2, 3)
-Rows = list[dict[str, Any]]
 
 
 def trajectories(
@@ -31,41 +24,20 @@ def trajectories(
 ) -> dict[str, Rows]:  # fmt: skip
     """Train on `world` processes with accumulation 1 and 4, or with 2 in each of the layouts; rows of each step by
     accumulation or layout."""
-    cases = {}
     plans = {layout: (2, layout) for layout in layouts} or {"1": (1, "auto"), "4": (4, "auto")}
-    for name, (accumulation, layout) in plans.items():
-        micro = {"batch.micro_examples": 16 // world // accumulation, "batch.layout": layout}
-        recipe = make_recipe(tiny, **micro, **changes)
-        pair = None
-        if engine != "plain":
-            zero: Any = engine
-            pair = launch_pair(Recipe.model_validate(recipe), zero, recipe["precision"]["compute"], world, device)
-        cases[name] = {"recipe": recipe, "deepspeed": pair.deepspeed if pair else None}
-    out.mkdir(parents=True, exist_ok=True)
-    order = out / "order.json"
-    order.write_text(json.dumps({"cases": cases, "out": str(out)}))
-    launch = [sys.executable, WORKER, order]
-    if world > 1:
-        launch = ["torchrun", "--standalone", f"--nproc_per_node={world}", WORKER, order]
-    done = run(*launch, cwd=out)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {name: json.loads((out / f"{name}.json").read_text()) for name in cases}
+    cases = {
+        name: make_recipe(
+            tiny, **{"batch.micro_examples": 16 // world // accumulation, "batch.layout": layout}, **changes
+        )
+        for name, (accumulation, layout) in plans.items()
+    }
+    return train_cases(run, out, world, engine, cases, device)
 
 
 @pytest.fixture(scope="module")
 def reference(run: Run, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rows]:
     """One process, plain torch: accumulation 1 and 4."""
     return trajectories(run, tiny, tmp_path_factory.mktemp("reference"), 1, "plain")
-
-
-def assert_same(rows: Rows, expected: Rows, tolerance: float) -> None:
-    assert len(rows) == len(expected) == 10
-    for number, (row, wanted) in enumerate(zip(rows, expected, strict=True)):
-        assert row["applied"]
-        compared = {key: value for key, value in wanted.items() if key.startswith("loss") or key == "grad_norm"}
-        assert {key for key in row if key.startswith("loss")} | {"grad_norm"} == set(compared)
-        for key, value in compared.items():
-            assert row[key] == pytest.approx(value, rel=tolerance), f"step {number}: {key}"
 
 
 def test_the_data_covers_the_hard_cases(reference: dict[str, Rows]) -> None:

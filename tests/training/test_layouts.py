@@ -17,8 +17,9 @@ from lmrecipes.data.layout import Arrangement, deal
 from lmrecipes.models import attention
 from lmrecipes.models.attention import KERNEL, Choice
 from lmrecipes.models.heads import head_spec
+from lmrecipes.models.loading import load_trunk
 from lmrecipes.models.multitask import MultiTaskModel
-from lmrecipes.models.trunk import Trunk, load_trunk
+from lmrecipes.models.trunk import Trunk
 from lmrecipes.planning.batch import plan_batch
 from lmrecipes.problems import InputError
 from lmrecipes.recipe import Model
@@ -81,7 +82,7 @@ def batcher() -> Batcher:
         "pairs": head_spec("classification", ("a", "b", "c"), splits["pairs"].targets),
         "tags": head_spec("multi_label", ("p", "q", "r", "s"), splits["tags"].targets),
     }
-    return Batcher(splits, specs, {"score": 0.5, "pairs": 2.0, "tags": 3.0})
+    return Batcher(splits, specs)
 
 
 def model_of(folder: Path, batcher: Batcher, choice: Choice, pooling: Any = "mean") -> MultiTaskModel:
@@ -105,12 +106,13 @@ def computed(
     )
     rows = np.arange(examples) % 40
     lengths = batcher.lengths(tasks, rows)
-    elements = {name: spec.elements(int((tasks == i).sum())) for i, (name, spec) in enumerate(batcher.specs.items())}
+    scales = {"score": 0.5, "pairs": 2.0, "tags": 3.0}
+    units = {name: scales[name] / max(1, count) for name, count in batcher.elements(tasks, rows).items()}
     total, sums = torch.zeros(()), torch.zeros(len(batcher.names))
     for micros in deal(lengths, plan_batch(examples, micro, 1)), [[np.zeros(0, np.int64)]]:
         for positions in micros[0]:
             parts = arrangement.parts(positions, lengths)
-            loss, each = model(batcher.micro_batch(parts, tasks, rows, elements, arrangement))
+            loss, each = model(batcher.micro_batch(parts, tasks, rows, units, arrangement))
             loss.backward()
             total, sums = total + loss.detach(), sums + each
     found = {"loss": total, "sums": sums}
@@ -166,10 +168,10 @@ def test_flex_attention(name: str, folders: dict[str, Path], batcher: Batcher) -
     lengths = batcher.lengths(tasks, rows)
     order = np.argsort(-lengths, kind="stable")
     with torch.no_grad():
-        own = model_of(folders[name], batcher, Choice("padded")).trunk([batcher.bucket(order, tasks, rows)])
+        own = model_of(folders[name], batcher, Choice("padded"))([batcher.bucket(order, tasks, rows)])
         parts = ROWS.parts(order, lengths)
         flex = model_of(folders[name], batcher, Choice("packed", products="flex_attention"))
-        found = flex.trunk(batcher.packed(parts, tasks, rows, ROWS))
+        found = flex(batcher.packed(parts, tasks, rows, ROWS))
     assert torch.allclose(found, own[np.argsort(order)][np.concatenate(parts)], atol=1e-4)
 
 
@@ -182,11 +184,11 @@ def test_the_window_matters(folders: dict[str, Path], batcher: Batcher) -> None:
         )
     ]
     with torch.no_grad():
-        near = model.trunk(texts)
+        near = model(texts)
         for module in model.modules():
             if hasattr(module, "sliding_window"):
                 module.sliding_window = None
-        assert not torch.allclose(near, model.trunk(texts), atol=1e-2)
+        assert not torch.allclose(near, model(texts), atol=1e-2)
 
 
 def test_attention_of_another_kind_is_refused(folders: dict[str, Path], batcher: Batcher) -> None:

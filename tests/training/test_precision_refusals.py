@@ -11,8 +11,8 @@ import torch
 import yaml
 from conftest import Run
 from made_runs import engine_config
-from test_invariant import WORKER, Rows
 from tiny import make_recipe
+from trajectories import WORKER, Rows
 
 from lmrecipes import machine
 from lmrecipes.cli import run as command

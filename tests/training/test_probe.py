@@ -14,8 +14,9 @@ from test_layouts import CASES, config
 from lmrecipes.data.layout import Arrangement
 from lmrecipes.models import attention
 from lmrecipes.models.attention import Choice
+from lmrecipes.models.loading import load_trunk
 from lmrecipes.models.multitask import MultiTaskModel
-from lmrecipes.models.trunk import Trunk, load_trunk
+from lmrecipes.models.trunk import Trunk
 from lmrecipes.problems import InputError
 from lmrecipes.recipe import Model
 from lmrecipes.training.probe import judge, probe_layout
@@ -45,12 +46,12 @@ def probe(
     change(trunk)
     model = MultiTaskModel(trunk.to(dtype), {}).eval()
 
-    def predict(texts: Any, pooled: bool) -> Any:
+    def vectors(texts: Any) -> Any:
         with torch.no_grad():
-            return model(texts, pooled=pooled)
+            return model(texts)
 
     engine: Any = SimpleNamespace(
-        module=model, compute_dtype=dtype, predict=predict, gather=lambda value: [None, value]
+        module=model, compute_dtype=dtype, vectors=vectors, gather=lambda value: [None, value]
     )
     probe_layout(engine, arrangement, 24, seed=3)
     assert trunk.model.config._attn_implementation == choice.attention, "left as it was"  # type: ignore[union-attr]
@@ -117,7 +118,7 @@ def test_short_texts_only(folders: dict[str, Path]) -> None:
     model = MultiTaskModel(trunk, {}).eval()
     engine: Any = SimpleNamespace(
         module=model, compute_dtype=torch.float32, gather=lambda value: [value],
-        predict=lambda texts, pooled: model(texts, pooled=pooled).detach(),
+        vectors=lambda texts: model(texts).detach(),
     )  # fmt: skip
     for seed in range(5):
         probe_layout(engine, Arrangement("grouped", 8), 4, seed)

@@ -1,0 +1,47 @@
+"""The optimizer of a run: groups of parameters and the update rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lmrecipes.recipe import Optimizer, Recipe
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Optimizer groups: the trunk and each head, matrices with weight decay, vectors without.
+
+    `factor`: learning rate of the group over the trunk's.
+    """
+    kinds: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        task = recipe.tasks.get(name.split(".")[1]) if name.startswith("heads.") else None
+        factor = task.learning_rate_factor if task is not None else 1.0
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # under ZeRO-3 a parameter may already be partitioned
+        decay = recipe.optimizer.weight_decay if len(shape) > 1 else 0.0
+        kinds.setdefault((factor, decay), []).append(parameter)
+    return [{"params": ps, "weight_decay": decay, "factor": factor} for (factor, decay), ps in kinds.items()]
+
+
+def offloads_optimizer(deepspeed: dict[str, Any] | None) -> bool:
+    """Whether optimizer states live outside the device. `{"device": "none"}` is DeepSpeed's way to say no."""
+    offload = deepspeed["zero_optimization"].get("offload_optimizer") if deepspeed is not None else None
+    return isinstance(offload, dict) and offload.get("device") in ("cpu", "nvme")
+
+
+def make_optimizer(
+    groups: list[dict[str, Any]], optimizer: Optimizer, device: torch.device, offload: bool
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer. Offloaded AdamW is DeepSpeed's own (the same update rule); SGD stays torch's."""
+    if optimizer.name == "sgd":
+        return torch.optim.SGD(groups, lr=optimizer.lr, momentum=optimizer.betas[0])
+    if offload:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, adamw_mode=True)
+    fused = device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=fused)
