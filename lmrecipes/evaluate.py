@@ -1,59 +1,94 @@
-"""`lmrecipes evaluate`: a finished run's exported model on its test split, or on a file."""
+"""`lmrecipes evaluate`: its arguments, and who answers."""
 
 from __future__ import annotations
 
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from sys import stderr
+from typing import Annotated, Any
 
-from lmrecipes.data.encode import encode_tasks
-from lmrecipes.inference.predictor import Predictor
-from lmrecipes.problems import InputError, Problem, did_you_mean, listing
-from lmrecipes.recipe import Recipe, Source
-from lmrecipes.recipe_files import recipe_from_yaml
-from lmrecipes.run_folder import RunFolder
-from lmrecipes.tracking.progress import evaluation_bar
-from lmrecipes.training.evaluation import evaluate_tasks
+import tyro
+
+from lmrecipes.problems import InputError, Problem
+from lmrecipes.run_folder import open_run
 
 
-def evaluate_run(run: RunFolder, only: str | None = None, data: Path | None = None) -> dict[str, Any]:
-    """The content that evaluation.json would have, computed from the exported model."""
-    recipe = recipe_from_yaml(run.recipe)
-    predictor = Predictor(run.model)
-    specs = predictor.exported.specs
-    if only is not None and only not in specs:
-        known = list(specs)
-        raise InputError(
-            Problem(
-                "--task",
-                f"no task {only!r}.{did_you_mean(only, known)}",
-                f"use one of {listing(known)}",
-                "task-unknown",
-            )
-        )
-    if data is not None and only is None and len(specs) > 1:
-        raise InputError(Problem("--data", "needs to know the task of the file", "add --task", "task-missing"))
-    tasks = {name: task for name, task in recipe.tasks.items() if only in (None, name)}
-    if data is not None:
-        tasks = {
-            name: task.model_copy(update={"source": _file_source(task.source, data)}) for name, task in tasks.items()
-        }
-    # Labels as the heads know them: a file need not hold every class.
-    tasks = {name: task.model_copy(update={"labels": specs[name].labels or None}) for name, task in tasks.items()}
-    chosen = Recipe.model_validate({**recipe.model_dump(), "tasks": {n: t.model_dump() for n, t in tasks.items()}})
-    with evaluation_bar() as moved:
-        scores = evaluate_tasks(
-            encode_tasks(chosen),
-            {name: specs[name] for name in tasks},
-            "test",
-            None if data else recipe.evaluation.examples,
-            recipe.evaluation.micro_examples,
-            predictor,
-            moved=moved,
-        )
-    return {"run": run.path.name, "step": recipe.schedule.steps, "split": str(data or "test"), "tasks": scores}
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Arguments of `lmrecipes evaluate`."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The folder of a finished run."""
+    task: str | None = None
+    """Only this task."""
+    data: Path | None = None
+    """A JSONL, CSV or Parquet file with the task's columns. None: the test split."""
+    lm_eval: Annotated[str | None, tyro.conf.arg(metavar="TASK[,TASK]")] = None
+    """Benchmark tasks of lm-eval in place of the run's own; of runs with language-modelling or chat tasks."""
+    lm_eval_include: Path | None = None
+    """A folder with definitions of further tasks for lm-eval."""
+    lm_eval_limit: int | None = None
+    """Only the first so many samples of each of these tasks."""
+    lm_eval_batch: int = 8
+    """Samples that are computed at once."""
+    lm_eval_chat_template: bool = False
+    """Ask as a user in the run's chat template, rather than let a text be continued."""
+    json: bool = False
+    """Machine-readable output."""
 
 
-def _file_source(source: Source, data: Path) -> Source:
-    """The task's columns read from another file, which stands for every split."""
-    columns = source.model_dump(include={"text", "text_pair", "label", "label_separator", "on_bad_row"})
-    return Source(splits={"train": str(data), "validation": str(data), "test": str(data)}, **columns)
+def evaluate(options: EvaluateOptions) -> dict[str, Any]:
+    """The scores that the arguments ask for. Raises InputError."""
+    _check(options)
+    run = open_run(options.run)
+    with redirect_stdout(stderr):  # what libraries print is not the answer
+        if options.lm_eval is None:
+            from lmrecipes.inference.own_tasks import evaluate_run
+
+            return evaluate_run(run, options.task, options.data)
+        from lmrecipes.inference.benchmarks import evaluate_benchmarks
+
+        tasks = [task for part in options.lm_eval.split(",") if (task := part.strip())]
+        return evaluate_benchmarks(
+            run, tasks, options.lm_eval_include, options.lm_eval_limit, options.lm_eval_batch,
+            options.lm_eval_chat_template,
+        )  # fmt: skip
+
+
+def print_answer(options: EvaluateOptions, answer: dict[str, Any]) -> None:
+    """The scores as a table."""
+    if options.lm_eval is None:
+        from lmrecipes.results import print_results
+
+        print_results(answer)
+    else:
+        from lmrecipes.inference.benchmarks import print_benchmarks
+
+        print_benchmarks(answer)
+
+
+def _check(options: EvaluateOptions) -> None:
+    """Flags that do not belong together."""
+    problems, own = [], {"--task": options.task, "--data": options.data}
+    of_lm_eval = {
+        "--lm-eval-include": options.lm_eval_include,
+        "--lm-eval-limit": options.lm_eval_limit,
+        "--lm-eval-chat-template": options.lm_eval_chat_template or None,
+    }
+    if options.lm_eval is None:
+        for flag in (flag for flag, value in of_lm_eval.items() if value is not None):
+            what, fix = "is about benchmark tasks", "add --lm-eval TASK, or leave it out"
+            problems.append(Problem(flag, what, fix, "lm-eval-flags"))
+    else:
+        for flag in (flag for flag, value in own.items() if value is not None):
+            what, fix = "is about the run's own tasks", "leave it out, or --lm-eval"
+            problems.append(Problem(flag, what, fix, "lm-eval-flags"))
+        if not options.lm_eval.strip(", "):
+            problems.append(Problem("--lm-eval", "names no task", "write --lm-eval TASK[,TASK]", "lm-eval-task"))
+    for flag, value in (("--lm-eval-limit", options.lm_eval_limit), ("--lm-eval-batch", options.lm_eval_batch)):
+        if value is not None and value < 1:
+            what, fix = f"must be at least 1, found {value}", f"give {flag} 1 or more"
+            problems.append(Problem(flag, what, fix, "lm-eval-flags"))
+    if problems:
+        raise InputError(problems)

@@ -21,7 +21,7 @@ from lmrecipes.recipe import Recipe
 from lmrecipes.recipe_files import RecipeFile, find_recipe
 
 DERIVED = ("batch-identity", "ga-mismatch")
-NOT_LISTENED_TO = ("DeepSpeed", "torch.distributed", "accelerate", "httpx", "filelock")
+NOT_LISTENED_TO = ("DeepSpeed", "torch.distributed", "accelerate", "httpx", "httpx2", "filelock")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from lmrecipes import assets
 from lmrecipes.archive import BadArchiveError, extract
-from lmrecipes.catalogue import Asset
+from lmrecipes.catalogue import Asset, Converted
+from lmrecipes.gguf_llama import BadModelError
 from lmrecipes.problems import InputError
 
 
@@ -207,6 +208,65 @@ def test_resolve_model(tiny: Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assets.resolve_model("tiny")
 
 
+def shout(source: Path, folder: Path) -> None:
+    (folder / "config.json").write_text(source.read_text().upper())
+    (folder / "more.txt").write_text("more")
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+RESULTS = (("config.json", sha256("DEEP")), ("more.txt", sha256("more")))
+
+
+def test_a_converted_asset_holds_the_results_alone(
+    tiny: Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted = replace(tiny, members=MEMBERS[2:], converted=Converted("deep.txt", shout, RESULTS))
+    monkeypatch.setattr(assets, "ASSETS", (converted,))
+    console = Console(file=io.StringIO(), width=200)
+    with assets.progress_bar(console) as progress:
+        (folder,) = assets.fetch(["tiny"], progress)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "more.txt", "manifest.json"}
+    assert assets.verify(["tiny"]) == []
+    assert assets.resolve_model("tiny") == str(folder)
+    (folder / "more.txt").write_text("less")
+    assert [problem.id for problem in assets.verify(["tiny"])] == ["asset-changed"]
+
+    def softly(source: Path, folder: Path) -> None:
+        (folder / "config.json").write_text("deep")
+
+    # Other results are wanted: what lies in the cache is no longer complete.
+    newer = Converted("deep.txt", softly, (("config.json", sha256("deep")),))
+    monkeypatch.setattr(assets, "ASSETS", (replace(converted, converted=newer),))
+    assert not assets.is_cached(assets.find("tiny"))
+    assets.fetch(["tiny"])
+    assert {path.name for path in folder.iterdir()} == {"config.json", "manifest.json"}
+
+
+def test_a_conversion_that_fails_leaves_nothing(tiny: Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_module(source: Path, folder: Path) -> None:
+        raise ModuleNotFoundError("No module named 'gguf'", name="gguf")
+
+    def with_another_model(source: Path, folder: Path) -> None:
+        raise BadModelError("not a llama")
+
+    for convert, results, rule in (
+        (without_module, RESULTS, "asset-needs"),
+        (with_another_model, RESULTS, "asset-members"),
+        (shout, (RESULTS[0], ("more.txt", "0" * 64)), "asset-made"),
+    ):
+        asset = replace(tiny, members=MEMBERS[2:], converted=Converted("deep.txt", convert, results))
+        assert problem_id(monkeypatch, asset) == rule
+    with pytest.raises(InputError, match="without gguf"):
+        monkeypatch.setattr(
+            assets, "ASSETS", (replace(tiny, members=MEMBERS[2:], converted=Converted("deep.txt", without_module, ())),)
+        )
+        assets.fetch(["tiny"])
+    assert in_cache(tmp_path) == set()
+
+
 def test_no_member_is_written_outside(tmp_path: Path) -> None:
     archive = tmp_path / "bad.zip"
     with zipfile.ZipFile(archive, "w") as package:
@@ -241,3 +301,6 @@ def test_catalogue() -> None:
         assert len(asset.sha256) == 64
         assert asset.sdist == asset.filename.endswith(".tar.gz")
         assert asset.version in asset.filename
+        if asset.converted:
+            assert asset.converted.source in {name for _, name in asset.members}
+            assert all(len(digest) == 64 for _, digest in asset.converted.results)

@@ -177,7 +177,7 @@ def test_show_as_json_has_stable_keys(capfd: Capture, write: Write) -> None:
     assert list(shown["mixture"]) == ["short", "long", "rare"]
     for fact in shown["mixture"].values():
         assert set(fact) == {
-            "rows", "tokens", "tokens_per_row", "truncated", "supervised", "masked", "skipped", "duplicates",
+            "kind", "rows", "tokens", "tokens_per_row", "truncated", "supervised", "masked", "skipped", "duplicates",
             "share", "shares", "examples", "example_share", "planned_tokens", "token_share", "epochs", "exhausted_at",
         }  # fmt: skip
     long = shown["mixture"]["long"]

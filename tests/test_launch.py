@@ -255,6 +255,7 @@ def test_test_script_runs_every_check_even_if_one_fails(ready: Path) -> None:
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == "test: failed: lint format"
     assert calls(ready)[before:] == [
+        "lmrecipes assets fetch",
         f"ruff check . {threads}",
         f"ruff format --check . {threads}",
         f"mypy {threads}",
@@ -264,7 +265,7 @@ def test_test_script_runs_every_check_even_if_one_fails(ready: Path) -> None:
     before = len(calls(ready))
     done = run(ready, "launch/test", "tests/data", "-k", "two words")
     assert done.returncode == 0
-    assert calls(ready)[before:] == ["pytest tests/data -k two words"]
+    assert calls(ready)[before:] == ["lmrecipes assets fetch", "pytest tests/data -k two words"]
 
 
 def test_too_old_python_and_full_disk_are_named_together_and_nothing_is_made(tmp_path: Path) -> None:

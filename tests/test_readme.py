@@ -14,17 +14,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import tyro
 from own_run import ROOT, own_run, rows_of, tiny_flags, write_csv
 
 from lmrecipes import assets
 from lmrecipes.cli import run as command
+from lmrecipes.evaluate import EvaluateOptions
 from lmrecipes.flags import parse
 from lmrecipes.launcher import TrainOptions
 from lmrecipes.launching import ProcessOptions
+from lmrecipes.publishing.export import ExportOptions
 from lmrecipes.recipe_files import find_recipe
 from lmrecipes.search.start import SearchOptions
 
-READMES = [path for path in (ROOT / "README.md", *sorted(ROOT.glob("recipes/*/README.md"))) if path.is_file()]
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("recipes/*/README.md")), ROOT / "docs" / "gpt.md"]
 PROGRAMS = ("./launch/", "lmrecipes ", "accelerate ", "deepspeed ", "torchrun ", "python ", "wandb ")
 
 
@@ -69,11 +72,12 @@ def runs(words: Sequence[str], tiny: Path) -> None:
 
 
 def shows(words: Sequence[str], tiny: Path) -> None:
-    """The command itself, with the tiny model; only parsed where the recipe's data is not on this machine."""
+    """The command itself; only parsed where the recipe's data is not on this machine. With the tiny model, except for
+    tasks on tokens, whose tokenizer must end texts."""
     file, args = find_recipe(words[2]), list(words[3:])
-    recipe = parse(file, TrainOptions, args, "show")[1]
-    if all(map(assets.is_cached, assets.ASSETS)) or not any(task.source.offline for task in recipe.tasks.values()):
-        runs([*words, *tiny_flags(tiny / "model")], tiny)
+    tasks = parse(file, TrainOptions, args, "show")[1].tasks.values()
+    if all(map(assets.is_cached, assets.ASSETS)) or not any(task.source.offline for task in tasks):
+        runs(words if any(task.of_tokens for task in tasks) else [*words, *tiny_flags(tiny / "model")], tiny)
 
 
 def trains(words: Sequence[str], tiny: Path) -> None:
@@ -127,6 +131,22 @@ def deepspeed(words: Sequence[str], tiny: Path) -> None:
     starts([args.user_script, *args.user_args], tiny)
 
 
+def evaluates(words: Sequence[str], tiny: Path) -> None:
+    """The command itself, or with lm-eval its flags (tests/inference runs it)."""
+    if "--lm-eval" in words:
+        tyro.cli(EvaluateOptions, args=words[2:])
+    else:
+        runs(words, tiny)
+
+
+def exports(words: Sequence[str], tiny: Path) -> None:
+    """The command itself; of an adapter, or to the hub, its flags (tests/publishing runs it)."""
+    if "--adapter" in words or "--push-to-hub" in words:
+        tyro.cli(ExportOptions, args=words[2:])
+    else:
+        runs(words, tiny)
+
+
 def looks_up(words: Sequence[str], tiny: Path) -> None:
     """The command itself, unless it downloads: then only the names that it is given."""
     if "fetch" not in words:
@@ -155,8 +175,8 @@ TESTED: dict[str, How] = {
     "lmrecipes configure": writes,
     "lmrecipes train": trains,
     "lmrecipes search": searches,
-    "lmrecipes evaluate": runs,
-    "lmrecipes export": runs,
+    "lmrecipes evaluate": evaluates,
+    "lmrecipes export": exports,
     "lmrecipes report": runs,
     "lmrecipes assets": looks_up,
     "lmrecipes schema": runs,

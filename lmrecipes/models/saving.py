@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ SHARD = "5GB"
 """Largest file of weights; a larger model is cut into several, with an index."""
 
 
-def save_whole(like: Any, weights: dict[str, Tensor], folder: Path) -> None:
+def save_whole(like: Any, weights: dict[str, Tensor], folder: Path, ends: Sequence[int] = ()) -> None:
     """Write a model of the class and configuration of `like` with these weights, by their names in its state dict.
 
     `like` itself may be partitioned, wrapped or have adapters: only its class and configurations are looked at.
-    Tied weights are stored once, under the name that `from_pretrained` expects.
+    Tied weights are stored once, under the name that `from_pretrained` expects. ends: tokens at which generation stops,
+    besides those at which it does already.
     """
     config = copy.deepcopy(like.config)
     if hasattr(config, "use_cache"):
@@ -25,8 +27,36 @@ def save_whole(like: Any, weights: dict[str, Tensor], folder: Path) -> None:
     with torch.device("meta"):
         empty = type(like)(config)
     if empty.can_generate():
-        empty.generation_config = copy.deepcopy(like.generation_config)
+        empty.generation_config = generation = _stopping(copy.deepcopy(like.generation_config), ends)
+        try:
+            generation.save_pretrained(folder)
+        except ValueError:  # a temperature without sampling: some models come so, but `transformers` saves none changed
+            generation.do_sample = True
     empty.save_pretrained(folder, state_dict=dict(weights), max_shard_size=SHARD)
+
+
+def turn_end(tokenizer: Any) -> list[int]:
+    """The special token that ends the assistant's turn in a tokenizer's chat template; empty where none does."""
+    from jinja2 import TemplateError
+
+    said = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    try:
+        text: str = tokenizer.apply_chat_template(said, tokenize=False)
+    except TemplateError:  # one that wants other conversations
+        return []
+    after = tokenizer(text.rpartition("answer")[2], add_special_tokens=False)["input_ids"]
+    special = {key for key, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return after[:1] if after and after[0] in special else []
+
+
+def _stopping(generation: Any, ends: Sequence[int]) -> Any:
+    """A generation configuration that stops at these tokens too."""
+    own = generation.eos_token_id
+    known = [own] if isinstance(own, int) else list(own or ())
+    more = [token for token in dict.fromkeys(ends) if token not in known]
+    if more:
+        generation.eos_token_id = known + more if known or len(more) > 1 else more[0]
+    return generation
 
 
 def save_adapter(adapted: Any, weights: dict[str, Tensor], base: str, folder: Path) -> None:

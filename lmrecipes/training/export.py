@@ -24,9 +24,9 @@ from lmrecipes.files import write_json
 from lmrecipes.inference.arithmetic import Arithmetic
 from lmrecipes.models.acceleration import use_liger
 from lmrecipes.models.heads import HeadSpec
-from lmrecipes.models.saving import load_adapted, load_whole, merged_weights, save_adapter, save_whole
+from lmrecipes.models.saving import load_adapted, load_whole, merged_weights, save_adapter, save_whole, turn_end
 from lmrecipes.models.trunk import Trunk
-from lmrecipes.problems import RunFailed
+from lmrecipes.problems import InputError, RunFailed
 from lmrecipes.recipe import Recipe
 from lmrecipes.run_folder import replace_folder
 from lmrecipes.training.engine import Engine
@@ -34,6 +34,8 @@ from lmrecipes.training.verification import TOLERANCE, TOLERANCE_ELSEWHERE, devi
 
 HEADS = "heads."
 ADAPTER = "adapter"
+ANYWHERE = "sdpa"
+"""Attention that computes on every device and in every dtype."""
 
 
 def export_model(engine: Engine, recipe: Recipe, specs: dict[str, HeadSpec], folder: Path) -> None:
@@ -43,8 +45,9 @@ def export_model(engine: Engine, recipe: Recipe, specs: dict[str, HeadSpec], fol
     """
     trunk: Trunk = engine.module.trunk
     names, whole, heads = engine.module.saved_names(), {}, {}
+    trained = {name for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
     for name, tensor in engine.full_parameters():
-        if not engine.is_main or (trunk.adapted is not None and not _trained(engine.module, name)):
+        if not engine.is_main or (trunk.adapted is not None and name not in trained):
             continue
         if name.startswith(HEADS):
             heads[name.removeprefix(HEADS)] = tensor
@@ -58,16 +61,11 @@ def export_model(engine: Engine, recipe: Recipe, specs: dict[str, HeadSpec], fol
         try:
             with engine.loading_whole():
                 _Export(engine, recipe, specs, trunk).write(whole, heads, ids, live, folder)
-        except (OSError, RuntimeError, ValueError, RunFailed) as error:
+        except (InputError, OSError, RuntimeError, ValueError, RunFailed) as error:
             failure = f"the model was not exported: {error}"
     failure = engine.broadcast(failure)
     if failure is not None:
         raise RunFailed(failure)
-
-
-def _trained(module: Any, name: str) -> bool:
-    """Whether a name is that of a parameter that is trained."""
-    return name in dict(module.named_parameters()) and module.get_parameter(name).requires_grad
 
 
 @dataclass(frozen=True)
@@ -92,9 +90,9 @@ class _Export:
                 whole = merged_weights(self.base_at, partial / ADAPTER, self.language)
             else:
                 whole |= self.trunk.unused
-            save_whole(self.trunk.whole, whole, partial)
-            whole.clear()
             tokenizer = load_tokenizer(tokenizer_of(self.recipe), self.recipe.model.chat_template)
+            save_whole(self.trunk.whole, whole, partial, self.ends(tokenizer))
+            whole.clear()
             tokenizer.save_pretrained(partial)
             if heads:
                 save_file({name: tensor.contiguous() for name, tensor in heads.items()}, partial / "heads.safetensors")
@@ -118,6 +116,13 @@ class _Export:
         """Its name elsewhere."""
         return hub_name(self.recipe.model.pretrained) or self.recipe.model.pretrained
 
+    def ends(self, tokenizer: Any) -> list[int]:
+        """Tokens at which generation is to stop: those that ended the texts and the turns that it was trained on."""
+        ends = [tokenizer.eos_token_id] if self.language and tokenizer.eos_token_id is not None else []
+        if any(spec.kind == "chat" for spec in self.specs.values()):
+            ends += turn_end(tokenizer)
+        return ends
+
     def facts(self) -> dict[str, Any]:
         """What is needed to use the model, besides its weights."""
         return {
@@ -132,25 +137,33 @@ class _Export:
     def verify(self, partial: Path, ids: list[int], live: Tensor) -> dict[str, Any]:
         """Compare what `transformers` and `peft` load with the live model: the adapter beside its base, else the whole
         model, in the run's arithmetic; the merged model with the adapter in fp32, where merging rounds nothing."""
-        live_place = self.engine.device
-        place = live_place if _has_room(live_place, self.trunk) else torch.device("cpu")
-        dtype = self.engine.compute_dtype
-        most = (TOLERANCE if place == live_place else TOLERANCE_ELSEWHERE)[dtype]
+        home, dtype = self.engine.device, self.engine.compute_dtype
+        at_home = _has_room(home, self.trunk)
+        place = home if at_home else torch.device("cpu")
+        most = (TOLERANCE if at_home else TOLERANCE_ELSEWHERE)[dtype]
         own = Arithmetic(place, dtype, dtype != torch.float32 and not self.engine.holds_half)
-        attention, found = self.trunk.choice.native, {}
+        attention = self.trunk.choice.native if at_home else ANYWHERE
+        found = {}
         if self.trunk.adapted is not None:
-            model = load_adapted(self.base_at, partial / ADAPTER, self.language, attention)
-            use_liger(model.get_base_model(), self.recipe.model.liger, place)
+            model = load_adapted(self.base_at, partial / ADAPTER, self.language, ANYWHERE)
+            base = model.get_base_model()
+            self.accelerate(base, at_home)
             wanted = own.in_fp32.outputs(model, ids)
+            base.set_attn_implementation(attention)
             found[ADAPTER] = deviation(own.outputs(model, ids), live)
             require("the saved adapter", found[ADAPTER], most)
-            live, own, most = wanted, own.in_fp32, TOLERANCE[torch.float32]
-            del model
+            live, own, most, attention = wanted, own.in_fp32, TOLERANCE[torch.float32], ANYWHERE
+            del model, base
         model = load_whole(partial, self.language, attention)
-        use_liger(model, self.recipe.model.liger, place)
+        self.accelerate(model, at_home)
         found["model"] = deviation(own.outputs(model, ids), live)
         require("the saved model", found["model"], most)
         return {"tokens": len(ids), "deviation": found, "tolerance": most}
+
+    def accelerate(self, model: Any, at_home: bool) -> None:
+        """Give a model that was read back the kernels of the live one."""
+        if at_home:
+            use_liger(model, self.recipe.model.liger, self.engine.device)
 
 
 def _has_room(device: torch.device, trunk: Trunk) -> bool:

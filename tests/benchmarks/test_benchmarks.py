@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmrecipes.data.stream import TrainingStream
+from lmrecipes.recipe import Recipe
 from lmrecipes.tracking.results import write_results_into
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -229,7 +235,7 @@ def test_one_task_of_a_recipe_is_left(tiny: Path) -> None:
     ("operation", "kind"),
     [
         ("aten::addmm", "matrix products"), ("aten::mm", "matrix products"), ("aten::bmm", "attention"),
-        ("aten::_softmax_backward_data", "attention"), ("aten::gelu_backward", "GELU"),
+        ("aten::_softmax_backward_data", "attention"), ("aten::gelu_backward", "GELU, SiLU"),
         ("aten::native_layer_norm", "LayerNorm"), ("aten::_fused_adamw_", "optimizer"),
         ("aten::_foreach_norm", "clipping"), ("aten::copy_", "casts and copies"),
         ("aten::add_", "elementwise and sums"), ("AddmmBackward0", "other"),
@@ -253,3 +259,162 @@ def test_a_written_table_replaces_the_former_one(name: str, tmp_path: Path) -> N
     write_results_into(readme, "| two |")
     text = readme.read_text(encoding="utf-8")
     assert "| two |" in text and "| one |" not in text
+
+
+def tiny_gpt_recipe(folder: Path, **changes: Any) -> Recipe:
+    """The tiny GPT on tasks of tokens alone."""
+    from tiny_gpt import make_gpt_recipe
+
+    content = make_gpt_recipe(folder, **changes)
+    del content["tasks"]["topic"]
+    return Recipe.model_validate(content)
+
+
+@pytest.fixture
+def stream(tiny_gpt: Path, no_assets: Path) -> Callable[[str], TrainingStream]:
+    """The stream of the tiny GPT in a layout."""
+    from lmrecipes.data.batches import Batcher
+    from lmrecipes.data.encode import encode_tasks
+    from lmrecipes.data.facts import mixture_of
+    from lmrecipes.models.attention import Choice, arrangement
+    from lmrecipes.planning.batch import plan_batch
+    from lmrecipes.training.losses import head_specs, loss_scales
+
+    def make(layout: str) -> TrainingStream:
+        recipe = tiny_gpt_recipe(tiny_gpt, **{"batch.micro_examples": 8})
+        tasks = encode_tasks(recipe)
+        specs = head_specs(tasks)
+        batcher = Batcher({name: task.train for name, task in tasks.items()}, specs)
+        plan = plan_batch(recipe.batch.examples, recipe.batch.micro_examples, 1)
+        cut = arrangement(recipe, Choice(layout))
+        return TrainingStream(
+            batcher, loss_scales(recipe, specs), mixture_of(recipe, tasks), plan, cut, 0, recipe.loader
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("layout", ["packed", "buckets", "padded"])
+def test_dumped_steps_hold_the_texts_and_what_of_them_carries_loss(stream: Any, layout: str) -> None:
+    dumped, made = load("training/dumped"), stream(layout)
+    wanted = sorted((text["input_ids"], text["labels"][1:]) for text in dumped.texts_of(made, 0))
+    assert any(dumped.IGNORED in labels for _, labels in wanted), "the chat task leaves tokens out"
+    micros, found = [dumped.rectangle(micro) for micro in made.step(0).micro_batches], []
+    assert len(micros) == 2 and len({micro["scale"] for micro in micros}) == 1
+    for micro in micros:
+        for number in range(int(micro["documents"].max()) + 1):
+            mine = micro["documents"] == number
+            assert micro["positions"][mine].tolist() == list(range(int(mine.sum())))
+            labels = micro["labels"][mine].tolist()
+            assert labels.pop() == dumped.IGNORED, "the last token of a text predicts nothing"
+            found.append((micro["ids"][mine].tolist(), labels))
+        assert (micro["labels"][micro["documents"] < 0] == dumped.IGNORED).all()
+    assert sorted(found) == wanted
+    step = made.step(0)
+    assert dumped.tokens_of(step) == sum(len(ids) for ids, _ in wanted) <= dumped.positions_of(step)
+
+
+def test_a_loop_by_hand_and_sft_trainer_take_the_same_steps_as_ours(
+    tiny_gpt: Path, no_assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    chat = load("training/gpt_chat")
+    mixture, turns = sys.modules["gpt_mixture"], sys.modules["turns"]
+    recipe, said, steps = chat.plain_mean(mixture.quiet(tiny_gpt_recipe(tiny_gpt))), list[str](), 3
+    starts = {name: partial(mixture.bare_side, recipe, tmp_path, name) for name in (mixture.BARE, mixture.EAGER)}
+    starts[mixture.PLAIN] = partial(mixture.bare_side, recipe, tmp_path, mixture.PLAIN)
+    if find_spec("trl") is not None:
+        starts |= {name: partial(chat.trl_side, recipe, tmp_path, name) for name in chat.SAME}
+    with mixture.our_side(recipe, tmp_path, steps) as ours:
+        turns.warm_up("ours", ours, 1, said.append)
+        for name, begin in starts.items():
+            with begin() as side:
+                turns.warm_up(name, side, 1, said.append)
+                while len(ours.taken) < steps:
+                    ours.step()
+                side.step(), side.step()
+                far = turns.largest_difference(ours.taken, side.taken)
+                assert far > 0.01 if name == mixture.PLAIN else far < 1e-4, (name, far)
+                with pytest.raises(RuntimeError, match="ended"):
+                    side.step()
+    assert ours.taken[-1].loss < ours.taken[0].loss and min(step.seconds for step in ours.taken) > 0
+
+
+def test_rounds_compare_tokens_a_second_and_tell_padding() -> None:
+    load("training/gpt_mixture")
+    turns = sys.modules["turns"]
+    quick, slow = turns.Taken(90, 100, 2.0, 1.0, 5), turns.Taken(90, 120, 2.5, 3.0, 9)
+    rounds = turns.Rounds({"a": [[quick, quick], [quick, slow]], "b": [[slow, slow], [slow, slow]]})
+    assert rounds.rates("a") == (90.0, 45.0) and rounds.rates("b") == (30.0, 30.0)
+    assert rounds.padding("b") == pytest.approx(0.25) and rounds.peak("a") == 9 and rounds.seconds("a") == 1.0
+    assert turns.largest_difference([quick], [slow]) == 0.5
+    with pytest.raises(ValueError, match="same texts"):
+        turns.largest_difference([quick], [turns.Taken(91, 100, 2.0, 1.0)])
+
+
+def test_turns_change_who_goes_first_and_leave_the_warm_up_out() -> None:
+    load("training/gpt_mixture")
+    turns, order, said = sys.modules["turns"], list[str](), list[str]()
+
+    class Scripted:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def step(self) -> Any:
+            order.append(self.name)
+            return turns.Taken(10, 10, 1.0, 2.0)
+
+    sides = {name: Scripted(name) for name in "ab"}
+    turns.warm_up("a", sides["a"], 2, said.append)
+    rounds = turns.take_turns(sides, 2, 1, said.append)
+    assert order == ["a", "a", "a", "b", "b", "a"]
+    assert len(rounds.steps("a")) == len(rounds.steps("b")) == 2
+
+
+def test_gpt_tables_judge_by_the_faster_loop_that_computes_the_same(tiny_gpt: Path) -> None:
+    chat = load("training/gpt_chat")
+    mixture, turns = sys.modules["gpt_mixture"], sys.modules["turns"]
+
+    def at(rate: int) -> list[list[Any]]:
+        return [[turns.Taken(rate, rate, 1.0, 1.0)]] * 3
+
+    rates = {mixture.OURS: 100, mixture.BARE: 90, mixture.EAGER: 95, mixture.PLAIN: 200}
+    rounds = turns.Rounds({name: at(rate) for name, rate in rates.items()})
+    text, (target,) = mixture.report(rounds, dict.fromkeys(rates, 0.001))
+    assert target.reached == pytest.approx(100 / 95) and target.met and "eager" in target.what
+    assert len(text.splitlines()) == 8
+    recipe, rates = tiny_gpt_recipe(tiny_gpt), {chat.OURS: 100, chat.DEFAULTS: 50, chat.PLAIN: 80}
+    rounds = turns.Rounds({name: at(rate) for name, rate in rates.items()})
+    _, targets = chat.report(recipe, rounds, {chat.PLAIN: 0.0})
+    assert [target.met for target in targets] == [True, False]
+    savers = load("training/memory_savers")
+    variants = savers.variants(recipe, 4)
+    assert [(one.model.lora.rank, one.model.activation_checkpointing) for one in variants.values()] == [
+        (0, False), (0, True), (4, False), (4, True),
+    ]  # fmt: skip
+    rounds = turns.Rounds({name: at(100 if name == savers.FULL else 50) for name in variants})
+    assert "| 2.00 |" in savers.table(rounds).splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["defaults", "no checkpointing", "grouped", "packed", "wrapped"])
+def test_sft_trainer_takes_as_many_conversations_a_step_as_we_do(tiny_gpt: Path, name: str) -> None:
+    chat, recipe = load("training/gpt_chat"), tiny_gpt_recipe(tiny_gpt)
+    found = chat.arguments(recipe, name)
+    step = found["per_device_train_batch_size"] * found["gradient_accumulation_steps"]
+    assert step == (8 if "packing" in found else recipe.batch.examples)
+    assert ("gradient_checkpointing" in found) == (name != "defaults")
+
+
+def test_what_is_as_long_as_the_vocabulary_belongs_to_the_head() -> None:
+    profiled = load("training/profiled")
+    event = SimpleNamespace(key="aten::mm", input_shapes=[[8, 4], [4, 320], []])
+    assert profiled.name_of(event, 320) == profiled.HEAD == profiled.kind_of(profiled.HEAD)
+    assert profiled.name_of(event, None) == profiled.name_of(event, 321) == "aten::mm"
+
+
+@pytest.mark.parametrize("block", ["gpt_mixture", "gpt_chat", "memory_savers", "loss memory"])
+def test_the_page_on_training_has_a_place_for_each_table(block: str, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text((BENCHMARKS / "training" / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    write_results_into(readme, "| one |", block)
+    assert f"<!-- {block} -->\n| one |\n" in readme.read_text(encoding="utf-8")

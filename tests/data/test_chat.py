@@ -100,9 +100,7 @@ def test_a_template_that_writes_a_turn_in_another_way_later() -> None:
 
 def test_a_generation_prompt_that_no_turn_begins_with() -> None:
     template = CHATML.replace("assistant\\n'", "assistant\\n<think>'")
-    with pytest.raises(
-        InputError, match="another way than its generation prompt does \\('<think>' against"
-    ) as caught:
+    with pytest.raises(InputError, match="another way than its generation prompt does \\('<think>' against") as caught:
         rendered(template, TALK[:3], "last_assistant")
     assert "last_assistant" not in caught.value.problems[0].fix, "which would not help"
 

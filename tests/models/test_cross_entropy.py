@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -141,6 +142,37 @@ def test_small_weights_and_a_loss_scale_keep_the_gradients() -> None:
         assert_close(one, right * 65536 * 100, TOLERANCE[torch.float16], least=0)
 
 
+def test_products_are_in_the_dtype_of_autocast() -> None:
+    problem = Problem((20, 4, 30), torch.float32)
+    half = [x.bfloat16() for x in problem.inputs]
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = score_tokens(*problem.inputs, problem.targets)
+        _, nll = chunked_cross_entropy(*problem.inputs, problem.targets, problem.weights)
+    assert torch.equal(scores, score_tokens(half[0], half[1], problem.targets))
+    assert torch.equal(nll, scores[:, 0])
+    assert not torch.equal(nll, problem.ours()[1])
+
+
+def test_a_frequent_word_does_not_overflow() -> None:
+    k = 2048
+    hidden, targets = torch.full((k, 1), 30.0).half(), torch.zeros(k, dtype=torch.int64)
+    weight = torch.zeros(3, 1).half().requires_grad_()
+    loss, _ = chunked_cross_entropy(hidden, weight, targets, torch.full((k,), 1 / k))
+    loss.backward()
+    assert weight.grad is not None
+    assert weight.grad[:, 0].tolist() == pytest.approx([-20, 10, 10], rel=1e-3)
+
+
+def test_improbable_words_keep_their_gradient_in_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in fp16, as on a GPU. Probabilities of 2e-8 are below its smallest number."""
+    monkeypatch.setattr(cross_entropy._Head, "in_products_dtype", lambda self: self)
+    hidden, targets = torch.ones(4, 1).half(), torch.zeros(4, dtype=torch.int64)
+    weight = torch.tensor([[17.75], *[[0.0]] * 50]).half().requires_grad_()
+    loss, _ = chunked_cross_entropy(hidden, weight, targets, torch.full((4,), 0.25))
+    (gradient,) = torch.autograd.grad(loss * 2.0**20, [weight])
+    assert gradient[1:, 0].tolist() == pytest.approx([math.exp(-17.75) * 2**20] * 50, rel=0.01)
+
+
 @pytest.mark.parametrize(("hidden", "weight"), [(True, False), (False, True), (False, False)])
 def test_only_what_is_trained_has_a_gradient(hidden: bool, weight: bool) -> None:
     problem = Problem((20, 4, 30), torch.float32)
@@ -159,11 +191,13 @@ def test_only_what_is_trained_has_a_gradient(hidden: bool, weight: bool) -> None
             assert_close(x.grad, right, 1e-5)
 
 
-def test_without_gradients() -> None:
-    problem = Problem((20, 4, 30), torch.float32)
+def test_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, kept = Problem((20, 4, 30), torch.float32), []
+    monkeypatch.setattr(cross_entropy, "_accumulate", lambda gradients, *rest: kept.extend(gradients))
     with torch.no_grad():
         loss, nll = chunked_cross_entropy(problem.hidden, problem.weight, problem.targets, problem.weights)
     assert not loss.requires_grad
+    assert kept == [None] * 3, "nothing is computed in vain"
     assert_close(loss, problem.plain()[0], 1e-5)
     assert_close(nll, problem.plain()[1], 1e-5)
 
@@ -187,7 +221,7 @@ def test_no_tokens_at_all() -> None:
     hidden, weight = torch.zeros(0, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
     loss, nll = chunked_cross_entropy(hidden, weight, torch.zeros(0, dtype=torch.int64), torch.zeros(0))
     loss.backward()
-    assert (float(loss), nll.shape) == (0, (0,))
+    assert (float(loss.detach()), nll.shape) == (0, (0,))
     assert weight.grad is not None
     assert (weight.grad == 0).all()
     assert score_tokens(hidden, weight, torch.zeros(0, dtype=torch.int64)).shape == (0, 2)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmrecipes.models.language import LanguageHead, check_head
+from lmrecipes.models.language import LanguageHead
 from lmrecipes.problems import InputError
 
 SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -46,8 +46,6 @@ def last_hidden(model: Any, ids: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", MODELS)
 def test_is_the_models_own_arithmetic(kind: str) -> None:
     model = causal(kind)
-    check_head(model)
-    assert not model.training
     head = LanguageHead(model)
     ids, targets, weights = torch.arange(9)[None] * 7 % 97, torch.arange(9) * 31 % 97, torch.rand(9)
     nll = F.cross_entropy(model(ids).logits[0], targets, reduction="none")
@@ -61,22 +59,6 @@ def test_is_the_models_own_arithmetic(kind: str) -> None:
     scores = head(last_hidden(model, ids), model(ids).logits[0].argmax(1))
     assert (scores[:, 1] == 1).all()
     assert not scores.requires_grad
-
-
-@pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite"])
-def test_a_model_with_other_arithmetic_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the configuration called its scale or cap by a name that the head does not know."""
-
-    class Unknowing(LanguageHead):
-        def __init__(self, model: Any) -> None:
-            super().__init__(model)
-            self.scale, self.softcap = 1.0, None
-
-    monkeypatch.setattr("lmrecipes.models.language.LanguageHead", Unknowing)
-    model = causal(kind).train()
-    with pytest.raises(InputError, match=f"model.pretrained: {type(model).__name__} cannot be trained on tokens"):
-        check_head(model)
-    assert model.training, "left as it was"
 
 
 def test_a_model_without_an_output_layer_is_refused() -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_gpt import CHATML, make_gpt
 from torch import Tensor
 
 from lmrecipes.models.adapters import adapt
 from lmrecipes.models.heads import HeadSpec
 from lmrecipes.models.multitask import MultiTaskModel
-from lmrecipes.models.saving import load_adapted, load_whole, merged_weights, save_adapter, save_whole
+from lmrecipes.models.saving import load_adapted, load_whole, merged_weights, save_adapter, save_whole, turn_end
 from lmrecipes.models.trunk import Trunk
 from lmrecipes.recipe import Lora
 
@@ -113,6 +114,40 @@ def test_an_adapter_and_its_merged_model_are_what_was_adapted(name: str, kind: s
     save_whole(base, merged_weights(tmp_path / "base", tmp_path / "adapter", language), tmp_path / "merged")
     found = outputs(load_whole(tmp_path / "merged", language, "sdpa"))
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("own", "ends", "found"),
+    [(2, [], 2), (2, [2], 2), (2, [2, 7], [2, 7]), ([2, 7], [7], [2, 7]), (None, [7], 7), (None, [7, 8], [7, 8])],
+)
+def test_generation_stops_where_the_training_texts_ended(own: Any, ends: list[int], found: Any, tmp_path: Path) -> None:
+    from transformers import GenerationConfig
+
+    model = make("llama")
+    model.generation_config.eos_token_id = own
+    model.generation_config.temperature = 0.6  # without sampling, which `transformers` saves only where nothing changed
+    save_whole(model, model.state_dict(), tmp_path, ends)
+    saved = GenerationConfig.from_pretrained(tmp_path)
+    assert (saved.eos_token_id, saved.temperature, saved.do_sample) == (found, 0.6, True)
+    assert model.generation_config.eos_token_id == own
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (CHATML, "<|im_end|>"),
+        (CHATML.replace("<|im_end|>", ""), None),
+        (CHATML.replace("<|im_end|>", "END"), None),
+        ("{% for m in messages %}{{ m['content'] | trim }}<|endoftext|>{% endfor %}", "<|endoftext|>"),
+        ("{{ raise_exception('only tools may speak') }}", None),
+    ],
+)
+def test_the_end_of_a_turn_is_the_templates(template: str, end: str | None, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(make_gpt(tmp_path))
+    tokenizer.chat_template = template
+    assert turn_end(tokenizer) == ([tokenizer.convert_tokens_to_ids(end)] if end else [])
 
 
 @pytest.mark.parametrize("name", CAUSAL)

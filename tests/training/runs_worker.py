@@ -50,7 +50,8 @@ def train(case: dict[str, Any], out: Path) -> dict[str, Any]:
             training.engine.outputs = lambda ids: outputs(ids) + case["distort"] * outputs(ids[::-1])
         result = training.fit()
     except (InputError, RunFailed) as error:
-        return {"failed": type(error).__name__, "message": str(error)}
+        left = sorted(path.name for path in (out / case["run"]).glob("*"))
+        return {"failed": type(error).__name__, "message": str(error), "left": left}
     optimizer = training.engine.optimizer
     while hasattr(optimizer, "optimizer"):  # Accelerate's and DeepSpeed's wrappers
         optimizer = optimizer.optimizer

@@ -30,7 +30,7 @@ def runs(run: Run, tiny_gpt: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     bf16 = {**common, "precision.compute": "bf16"}
     lora = {"model.lora": {"rank": 4}, "optimizer.lr": 0.05}  # a rate at which four steps are seen
     template = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
-    (tiny_gpt / "template.jinja").write_text(template)
+    (folder / "template.jinja").write_text(template)  # where the runs start
     untied = {"model.pretrained": str(make_gpt(tiny_gpt / "untied", tied=False))}
 
     def case(name: str, changes: dict[str, Any], zero: int | None = None, **more: Any) -> dict[str, Any]:
@@ -46,6 +46,7 @@ def runs(run: Run, tiny_gpt: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             case("zero2", bf16, 2),
             case("zero2_lora", {**bf16, **lora}, 2),
             case("distorted", bf16, 2, distort=0.05),
+            case("mended", bf16, 2, run="distorted", resume=True),
             case("zero3", {**bf16, **untied}, 3),  # zero.Init changes the process: last
             case("dora3", dora, 3),
         ],
@@ -54,7 +55,7 @@ def runs(run: Run, tiny_gpt: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         run, folder, 1,
         [
             case("plain_lora", {**common, **lora}),
-            case("untied", {**common, **untied, "model.chat_template": str(tiny_gpt / "template.jinja")}),
+            case("untied", {**common, **untied, "model.chat_template": "template.jinja"}),
         ],
     )  # fmt: skip
     assert [name for name, outcome in said.items() if "failed" in outcome] == ["distorted"], said
@@ -74,7 +75,10 @@ def logits(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", list(NLL))
-def test_transformers_loads_it_and_scores_tokens_as_the_live_model_did(name: str, runs: Runs) -> None:
+def test_transformers_loads_it_and_scores_tokens_as_the_live_model_did(
+    name: str, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(runs.folder)
     model = load(runs[name] / "model")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     live = json.loads((runs.folder / f"{name}.predictions.json").read_text())
@@ -141,7 +145,7 @@ def test_the_tokenizer_brings_the_recipes_chat_template(runs: Runs) -> None:
 def test_evaluate_repeats_the_final_evaluation(
     name: str, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """To the order of sums, which depends on the number of threads."""
+    """To the order of sums, which depends on the number of threads; from another working directory than the run's."""
     from lmrecipes.cli import run as command
 
     assert command(["evaluate", str(runs[name]), "--json"]) == 0
@@ -190,12 +194,18 @@ def test_every_model_was_compared_with_the_live_one(runs: Runs) -> None:
 def test_a_model_that_is_not_the_live_one_fails_the_run_and_is_not_published(runs: Runs) -> None:
     said = runs.said["distorted"]
     assert said["failed"] == "RunFailed"
-    assert "deviate by 0.0" in said["message"]
+    assert "deviate by 0.05" in said["message"]
     assert "step-00000004" in said["message"]
-    folder = runs["distorted"]
-    assert (folder / "checkpoints" / "step-00000004").is_dir()
-    assert not (folder / "evaluation.json").exists()
-    assert not list(folder.glob("model*"))
+    assert "checkpoints" in said["left"]
+    assert not [name for name in said["left"] if name.startswith(("model", "evaluation"))]
+
+
+def test_such_a_run_can_be_finished_from_its_checkpoint(runs: Runs) -> None:
+    mended, zero2 = (json.loads((runs[name] / "evaluation.json").read_text()) for name in ("distorted", "zero2"))
+    assert mended["tasks"] == zero2["tasks"]
+    assert json.loads((runs["distorted"] / "model" / "heads.json").read_text())["verified"]["deviation"] == {
+        "model": 0.0
+    }
 
 
 def test_a_folder_without_its_parts_is_refused(runs: Runs, tmp_path: Path) -> None:

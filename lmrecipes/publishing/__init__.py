@@ -1,0 +1,1 @@
+"""Finished models for others: their cards, folders to hand on, the hub."""
