@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmrecipes.data.batches import Step
+from lmrecipes.data.stream import Step
 from lmrecipes.launching import quieten
 from lmrecipes.recipe_files import find_recipe
 from lmrecipes.tracking.progress import TrainingBar

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from workload import Array, Workload
 
-from lmrecipes.data.batches import Batcher, TrainingStream
+from lmrecipes.data.batches import Batcher
 from lmrecipes.data.interleave import Stage, integer_weights
 from lmrecipes.data.layout import Arrangement
+from lmrecipes.data.loss_scales import LossScales
 from lmrecipes.data.mixture import Mixture, Supply
+from lmrecipes.data.stream import TrainingStream
 from lmrecipes.models.heads import HeadSpec
 from lmrecipes.planning.batch import plan_batch
 from lmrecipes.recipe import Loader
@@ -78,13 +80,14 @@ class Stream:
     def __init__(self, work: Workload) -> None:
         self.work = work
         splits = {str(source): Numbers(count) for source, count in enumerate(work.rows)}
-        self.batcher = Batcher(splits, dict.fromkeys(splits, _REGRESSION), dict.fromkeys(splits, 1.0))
+        self.batcher = Batcher(splits, dict.fromkeys(splits, _REGRESSION))
+        self.scales = LossScales(dict.fromkeys(splits, 1.0))
 
     def open(self, world: int, rank: int, workers: int) -> TrainingStream:
         """The stream as one rank sees it, from a new mixture."""
         plan = plan_batch(BATCH, BATCH, world)
         return TrainingStream(
-            self.batcher, mixture(self.work), plan, Arrangement("padded"), rank, Loader(workers=workers)
+            self.batcher, self.scales, mixture(self.work), plan, Arrangement("padded"), rank, Loader(workers=workers)
         )
 
     def resume(self, index: int) -> float:

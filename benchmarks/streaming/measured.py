@@ -99,7 +99,7 @@ def encode(folder: Path, rows: int) -> Numbers:
     """Parquet to token files: reading, checking, splitting, tokenising, counting duplicates."""
     import pyarrow.parquet  # noqa: F401 - imports are not what is measured
 
-    from lmrecipes.data.encode import load_tokenizer
+    from lmrecipes.data.tokenizer import load_tokenizer
 
     load_tokenizer(str(folder / "model"))
     peak = Peak()
@@ -113,9 +113,11 @@ def encode(folder: Path, rows: int) -> Numbers:
 
 def stream(folder: Path, rows: int, steps: int) -> Numbers:
     """Batches of the shuffled training split, from TrainingStream: token rectangles, targets, loss denominators."""
-    from lmrecipes.data.batches import Batcher, TrainingStream
+    from lmrecipes.data.batches import Batcher
     from lmrecipes.data.layout import Arrangement
+    from lmrecipes.data.loss_scales import LossScales
     from lmrecipes.data.mixture import Mixture
+    from lmrecipes.data.stream import TrainingStream
     from lmrecipes.models.heads import head_spec
     from lmrecipes.planning.batch import plan_batch
     from lmrecipes.recipe import Loader
@@ -125,9 +127,10 @@ def stream(folder: Path, rows: int, steps: int) -> Numbers:
     began = time.perf_counter()
     task = encoded(folder)
     split = task.train
-    batcher = Batcher({"t": split}, {"t": head_spec("classification", task.labels, split.targets)}, {"t": 1.0})
+    batcher = Batcher({"t": split}, {"t": head_spec("classification", task.labels, split.targets)})
     mixture = Mixture.fixed(("t",), (len(split),), (1.0,), seed=0)
-    feed = TrainingStream(batcher, mixture, plan_batch(BATCH, BATCH, 1), Arrangement("buckets", 8), 0, Loader())
+    scales, plan, arrangement = LossScales({"t": 1.0}), plan_batch(BATCH, BATCH, 1), Arrangement("buckets", 8)
+    feed = TrainingStream(batcher, scales, mixture, plan, arrangement, 0, Loader())
     steps_made = feed.steps(0, steps + 1)
     next(steps_made)
     opened = time.perf_counter() - began

@@ -20,8 +20,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 from pairs import Pairs, Target, in_turn, markdown_table, measured_on, targets_table  # noqa: E402
 from sides import PEAKS, Measured, Work, only  # noqa: E402
 
+from lmrecipes.models.loading import load_trunk  # noqa: E402
 from lmrecipes.models.multitask import MultiTaskModel  # noqa: E402
-from lmrecipes.models.trunk import load_trunk  # noqa: E402
 from lmrecipes.recipe_files import find_recipe  # noqa: E402
 from lmrecipes.tracking.results import write_results_into  # noqa: E402
 from lmrecipes.training.flops import training_flops_per_token  # noqa: E402
