@@ -32,7 +32,7 @@ TITLES = {
     OURS: "lmrecipes",
     DEFAULTS: "`SFTTrainer` (activation checkpointing on, its default)",
     PLAIN: "`SFTTrainer`, activation checkpointing off",
-    GROUPED: "the same, grouped by length, {few} at once",
+    GROUPED: "the same, grouped by length",
     PACKED: "the same, `packing` (texts isolated)",
     WRAPPED: "the same, `packing` wrapped (texts see each other and are cut anywhere)",
 }
@@ -47,6 +47,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1, help="optimizer steps of each side in a round")
     parser.add_argument("--warmup", type=int, default=1, help="steps before those that count")
+    known = "conversations that SFTTrainer computes at once; 8 is its default"
+    parser.add_argument("--at-once", type=int, default=8, help=known)
     parser.add_argument("--all", action="store_true", help="also SFTTrainer with grouping and with packing")
     parser.add_argument("--write", action="store_true", help="write the tables into README.md")
     args = parser.parse_args()
@@ -58,13 +60,13 @@ def main() -> int:
             sides = {OURS: stack.enter_context(our_side(recipe, folder, count))}
             warm_up(OURS, sides[OURS], args.warmup, say)  # the texts are written by then
             for name in (*SAME, GROUPED, PACKED, WRAPPED) if args.all else SAME:
-                sides[name] = stack.enter_context(trl_side(recipe, folder, name))
+                sides[name] = stack.enter_context(trl_side(recipe, folder, name, args.at_once))
                 warm_up(name, sides[name], args.warmup, say)
             rounds = take_turns(sides, args.rounds, args.steps, say)
             apart = {name: largest_difference(sides[OURS].taken, sides[name].taken) for name in SAME}
     if max(apart.values()) > CLOSE:
         raise RuntimeError(f"TRL and ours do not compute the same: their losses lie {apart} nats apart")
-    text, targets = report(recipe, rounds, apart)
+    text, targets = report(recipe, args.at_once, rounds, apart)
     measured = f"{measured_on(('torch', 'transformers', 'trl'))} {args.rounds} rounds of {args.steps} step(s)."
     text = "\n\n".join([targets_table(targets), text, measured])
     say(f"\n{text}")
@@ -78,7 +80,7 @@ def plain_mean(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"loss_normalization": "none"})
 
 
-def trl_side(recipe: Recipe, folder: Path, name: str) -> Side:
+def trl_side(recipe: Recipe, folder: Path, name: str, at_once: int = 8) -> Side:
     """SFTTrainer on the texts in `folder`."""
     optimizer = recipe.optimizer
     if optimizer.name != "adamw" or recipe.model.from_scratch or recipe.model.lora.rank or recipe.model.freeze:
@@ -86,7 +88,7 @@ def trl_side(recipe: Recipe, folder: Path, name: str) -> Side:
     settings = {
         "model": resolve_model(recipe.model.pretrained),
         "batches": str(folder / "texts.pt"),
-        "arguments": arguments(recipe, name),
+        "arguments": arguments(recipe, name, at_once),
         "optimizer": {"betas": optimizer.betas, "eps": optimizer.eps, "weight_decay": optimizer.weight_decay},
         "compute": recipe.precision.compute,
     }
@@ -95,15 +97,14 @@ def trl_side(recipe: Recipe, folder: Path, name: str) -> Side:
     return Side([str(HERE / "sft.py"), str(file)], folder / f"{name.replace(' ', '_')}.log")
 
 
-def arguments(recipe: Recipe, name: str) -> dict[str, Any]:
-    """Of `SFTConfig`: our batch, in our order but for the grouped one, all of its texts at once where we do so."""
-    batch, packs = recipe.batch, name in (PACKED, WRAPPED)
-    at_once = few(recipe) if name == GROUPED else min(batch.micro_examples, batch.examples)
-    if packs:  # about as many tokens at once: rows are full
-        at_once = max(1, at_once // 2)
+def arguments(recipe: Recipe, name: str, at_once: int) -> dict[str, Any]:
+    """Of `SFTConfig`: our batch, in our order but for the grouped one, so many texts at once; of packed rows, which are
+    full, half as many."""
+    examples, packs = recipe.batch.examples, name in (PACKED, WRAPPED)
+    at_once = max(1, min(at_once, examples) // (2 if packs else 1))
     found: dict[str, Any] = {
         "per_device_train_batch_size": at_once,
-        "gradient_accumulation_steps": max(1, batch.examples // at_once) if not packs else 1,
+        "gradient_accumulation_steps": max(1, examples // (2 * at_once if packs else at_once)),
         "max_grad_norm": recipe.optimizer.gradient_clipping,
         "max_length": recipe.model.max_length,
         "train_sampling_strategy": "group_by_length" if name == GROUPED else "sequential",
@@ -115,17 +116,12 @@ def arguments(recipe: Recipe, name: str) -> dict[str, Any]:
     return found
 
 
-def few(recipe: Recipe) -> int:
-    """Texts that go at once where batches are grouped by length."""
-    return max(1, recipe.batch.examples // 4)
-
-
-def report(recipe: Recipe, rounds: Rounds, apart: dict[str, float]) -> tuple[str, list[Target]]:
+def report(recipe: Recipe, at_once: int, rounds: Rounds, apart: dict[str, float]) -> tuple[str, list[Target]]:
     """The table, and the targets. apart: largest distance of a side's losses from ours, nats."""
     pairs = {name: Pairs(rounds.rates(OURS), rounds.rates(name)) for name in rounds.taken if name != OURS}
     rows = [
         [
-            TITLES[name].format(few=few(recipe)),
+            TITLES[name],
             f"{statistics.median(rounds.rates(name)):,.0f}",
             f"{rounds.padding(name):.0%}",
             f"{rounds.seconds(name):.2f}",
@@ -141,7 +137,10 @@ def report(recipe: Recipe, rounds: Rounds, apart: dict[str, float]) -> tuple[str
         "losses apart by at most, nats",
     ]  # fmt: skip
     tokens = statistics.mean(step.tokens for step in rounds.steps(OURS))
-    note = f"{recipe.batch.examples} conversations, {tokens:,.0f} tokens a step on average."
+    note = (
+        f"{recipe.batch.examples} conversations, {tokens:,.0f} tokens a step on average; of `SFTTrainer` {at_once} "
+        "conversations at once."
+    )
     goal = "useful tokens/s over `SFTTrainer` without packing, activation checkpointing"
     targets = [
         Target(f"{goal} on (its default)", pairs[DEFAULTS].ratio, 1.5),

@@ -118,13 +118,15 @@ def blocks_attention(
     causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     dropout = dropout if module.training else 0.0
-    if (repeats := query.shape[1] // key.shape[1]) > 1:
-        key, value = (part.repeat_interleave(repeats, dim=1) for part in (key, value))
+    repeats = query.shape[1] // key.shape[1]
     parts = zip(*(part[0].split(blocks.sizes, dim=1) for part in (query, key, value)), strict=True)
     outputs = []
     for block, part in zip(blocks.blocks, parts, strict=True):
         q, k, v = (one.unflatten(1, (block.rows, block.time)) for one in part)  # [heads, rows, time, width]
-        attend = {"eager": _products, "sdpa": _fused, "flex_attention": _flex}[blocks.kernel(block)]
+        kernel = blocks.kernel(block)
+        if repeats > 1 and kernel != "eager":
+            k, v = (one.repeat_interleave(repeats, dim=0) for one in (k, v))
+        attend = {"eager": _products, "sdpa": _fused, "flex_attention": _flex}[kernel]
         out = attend(blocks, block, (q, k, v), causal, sliding_window, scaling, dropout)
         outputs.append(out.permute(1, 2, 0, 3).flatten(0, 1))
     return torch.cat(outputs)[None], None
@@ -136,15 +138,19 @@ QKV = tuple[Tensor, Tensor, Tensor]
 def _products(
     blocks: Blocks, block: Block, qkv: QKV, causal: bool, window: int | None, scaling: float, dropout: float
 ) -> Tensor:
-    """Scores as one batched product, scaled inside it."""
-    heads = qkv[0].shape[0]
-    q, k, v = (part.flatten(0, 1) for part in qkv)  # [heads * rows, time, width]
+    """Scores as one batched product, scaled inside it. Queries that share a key go into one product, end to end: to
+    repeat the keys and values for them takes a quarter more time."""
+    groups, repeats = qkv[1].shape[0], qkv[0].shape[0] // qkv[1].shape[0]
+    q = qkv[0].unflatten(0, (groups, repeats)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+    k, v = (part.flatten(0, 1) for part in qkv[1:])  # [groups * rows, time, width]; q: [..., repeats * time, width]
     scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=scaling)
     hidden = blocks.once(bias, block, causal, window, q.device, scores.dtype)
     if hidden is not None:
-        scores = (scores.unflatten(0, (heads, block.rows)) + hidden).flatten(0, 1)
+        apart = scores.unflatten(1, (repeats, block.time)).unflatten(0, (groups, block.rows))
+        scores = (apart + hidden[:, None]).flatten(2, 3).flatten(0, 1)
     shares = F.dropout(scores.softmax(-1), dropout)
-    return torch.bmm(shares.to(v.dtype), v).unflatten(0, (heads, block.rows))
+    out = torch.bmm(shares.to(v.dtype), v).unflatten(1, (repeats, block.time)).unflatten(0, (groups, block.rows))
+    return out.transpose(1, 2).flatten(0, 1)
 
 
 def _fused(

@@ -5,7 +5,7 @@ by weights in tokens. Speeches, chapters, packages and families of terms are hel
 byte are given for each domain, beside what the model knew before.
 
     lmrecipes train gpt_mixture                       about five minutes on two CPU cores
-    lmrecipes train gpt_mixture --full --zero 2       every domain twice: hours on a CPU, minutes on a GPU
+    lmrecipes train gpt_mixture --full --zero 2       each domain once or twice, in longer texts: for a GPU
     lmrecipes train gpt_mixture --scratch             a small GPT and its tokenizer, both from nothing
     accelerate launch --config_file recipes/gpt_mixture/zero2_bf16.yaml recipes/gpt_mixture/recipe.py
 """
@@ -41,11 +41,11 @@ def recipe() -> Recipe:
 
 
 def full() -> Recipe:
-    """Every domain about twice, in longer texts."""
+    """Each domain once or twice, in texts of 1,024 tokens: for a GPU."""
     changes = {
         "model": Model(pretrained="smollm2", max_length=1024),
         "batch": Batch(examples=64, micro_examples=16),
-        "schedule": Schedule(steps=400, warmup_fraction=0.05, decay="cosine"),
+        "schedule": Schedule(steps=500, warmup_fraction=0.05, decay="cosine"),
         "evaluation": Evaluation(examples=512, start=True, samples=2),
     }
     return recipe().model_copy(update=changes)

@@ -385,7 +385,7 @@ def test_gpt_tables_judge_by_the_faster_loop_that_computes_the_same(tiny_gpt: Pa
     assert len(text.splitlines()) == 8
     recipe, rates = tiny_gpt_recipe(tiny_gpt), {chat.OURS: 100, chat.DEFAULTS: 50, chat.PLAIN: 80}
     rounds = turns.Rounds({name: at(rate) for name, rate in rates.items()})
-    _, targets = chat.report(recipe, rounds, {chat.PLAIN: 0.0})
+    _, targets = chat.report(recipe, 8, rounds, {chat.PLAIN: 0.0})
     assert [target.met for target in targets] == [True, False]
     savers = load("training/memory_savers")
     variants = savers.variants(recipe, 4)
@@ -399,9 +399,10 @@ def test_gpt_tables_judge_by_the_faster_loop_that_computes_the_same(tiny_gpt: Pa
 @pytest.mark.parametrize("name", ["defaults", "no checkpointing", "grouped", "packed", "wrapped"])
 def test_sft_trainer_takes_as_many_conversations_a_step_as_we_do(tiny_gpt: Path, name: str) -> None:
     chat, recipe = load("training/gpt_chat"), tiny_gpt_recipe(tiny_gpt)
-    found = chat.arguments(recipe, name)
+    found = chat.arguments(recipe, name, 8)
     step = found["per_device_train_batch_size"] * found["gradient_accumulation_steps"]
     assert step == (8 if "packing" in found else recipe.batch.examples)
+    assert chat.arguments(recipe, name, 99)["per_device_train_batch_size"] <= recipe.batch.examples
     assert ("gradient_checkpointing" in found) == (name != "defaults")
 
 
