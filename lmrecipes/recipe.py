@@ -178,5 +178,11 @@ class Recipe(Config):
         if self.mixture.replay and self.loss_weighting.method != "static":
             what = "mixture.replay repeats the loss factors of an earlier run, so that none are computed"
             broken.append(Broken("loss_weighting.method", what, "set loss_weighting.method to static"))
+        kinds = {task.kind for task in self.tasks.values()}
+        if self.evaluation.samples and not kinds.intersection(TOKEN_KINDS):
+            what = "texts are continued by a language model, but no task is of language modelling or chat"
+            broken.append(Broken("evaluation.samples", what, "set it to 0, or add such a task"))
+        if self.model.chat_template is not None and "chat" not in kinds:
+            broken.append(Broken("model.chat_template", "no task is of kind chat", "remove it, or add such a task"))
         require(broken + self.mixture.broken_for({name: task.weight for name, task in self.tasks.items()}))
         return self

@@ -62,7 +62,7 @@ class Model(Config):
     compile: bool = False
     """Compile each layer by `torch.compile`; the first steps take minutes longer."""
     liger: Literal["auto", "on", "off"] = "auto"
-    """Liger's fused kernels for norms, rotary positions and gates. auto: on a GPU where `liger-kernel` is installed."""
+    """Liger's fused kernels for norms and gates. auto: on a GPU where `liger-kernel` is installed."""
     dropout: Fraction | None = 0.0
     """Dropout inside the trunk. None: as the pretrained configuration says. Only with 0 is the trajectory independent
     of how a step is laid out over ranks and micro-batches."""
@@ -88,6 +88,9 @@ class Model(Config):
         if 0 < self.tokenizer_vocabulary < 512:
             what = f"byte-level tokenizers need 256 tokens for the bytes alone, found {self.tokenizer_vocabulary}"
             broken.append(Broken("tokenizer_vocabulary", what, "set it to 512 or more"))
+        if not self.lora.rank and self.lora != Lora() and not self.from_scratch:
+            what = "adapters are described, but with rank 0 there are none and every weight is trained"
+            broken.append(Broken("lora.rank", what, "set it, for example to 16, or remove the rest of model.lora"))
         if self.lora.rank and self.from_scratch:
             what = "adapters beside random weights that are never trained"
             broken.append(Broken("lora.rank", what, "set model.lora.rank to 0, or start from pretrained weights"))

@@ -136,6 +136,12 @@ class Task(Config):
         if self.source.chat != ChatFormat() and self.kind != "chat":
             what = f"says how conversations are written, but the task is of kind {self.kind}"
             broken.append(Broken("source.chat", what, "remove it, or set kind to chat"))
+        if self.kind != "chat" and self.supervise != "assistant":
+            what = f"says which turns of a conversation count, but the task is of kind {self.kind}"
+            broken.append(Broken("supervise", what, "remove it, or set kind to chat"))
+        if self.kind in TOKEN_KINDS and self.learning_rate_factor != 10:
+            what = f"is of a head, and a {self.kind} task has none of its own"
+            broken.append(Broken("learning_rate_factor", what, "remove it, or set optimizer.lr"))
         if self.source.text_pair is not None and self.kind in TOKEN_KINDS:
             what = f"a {self.kind} task reads one text"
             broken.append(Broken("source.text_pair", what, "remove it, or choose another kind"))

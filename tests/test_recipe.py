@@ -311,3 +311,43 @@ def test_metrics_of_a_task() -> None:
     task = Task(kind="classification", source=Source(files="x"))
     assert task.metric_names == METRICS["classification"]
     assert task.model_copy(update={"metrics": ("macro_f1",)}).metric_names == ("macro_f1",)
+
+
+TALK = {"kind": "chat", "source": {"files": "x.jsonl"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "said"),
+    [
+        ({"model": {"lora": {"targets": ["q_proj"]}}}, "model", "with rank 0 there are none"),
+        ({"model": {"lora": {"rank": 8}, "initialization": "scratch"}}, "model", "weights that are never trained"),
+        ({"model": {"lora": {"rank": 8}, "freeze": ["x"]}}, "model", "the whole trunk is frozen"),
+        ({"model": {"config": {"hidden_size": 8}, "tokenizer": "t"}}, "model", "which kind of model"),
+        ({"model": {"config": {"model_type": "llama"}}}, "model", "no tokenizer of its own"),
+        ({"model": {"config": {"model_type": "llama"}, "tokenizer": "t", "pretrained": "x"}}, "model", "together with"),
+        ({"model": {"tokenizer": "t"}}, "model", "tokens of their own tokenizer only"),
+        ({"model": {"initialization": "scratch", "tokenizer_vocabulary": 300}}, "model", "256 tokens for the bytes"),
+        ({"model": {"chat_template": "t"}}, "", "no task is of kind chat"),
+        ({"evaluation": {"samples": 1}}, "", "continued by a language model"),
+        ({"tasks": {"t": {**TALK, "labels": ["a"]}}}, "tasks.t", "a chat task has none"),
+        ({"tasks": {"t": {**TALK, "learning_rate_factor": 2}}}, "tasks.t", "none of its own"),
+        ({"tasks": {"t": {**TALK, "source": {"files": "x", "text_pair": "y"}}}}, "tasks.t", "reads one text"),
+        ({"tasks": {"t": {**TALK, "kind": "language_modelling", "supervise": "last_assistant"}}}, "tasks.t",
+         "which turns"),
+        ({"tasks": {"t": {**TALK, "kind": "regression", "source": {"files": "x", "chat": {"turns": "y"}}}}}, "tasks.t",
+         "how conversations are written"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_go_together(changes: dict[str, Any], where: str, said: str) -> None:
+    ((found, message),) = errors({**SMALL, **changes})
+    assert found == where
+    assert said in message
+
+
+def test_token_tasks_are_settings_that_go_together() -> None:
+    for changes in (
+        {"tasks": {"t": TALK}, "model": {"lora": {"rank": 8, "dora": True}, "chat_template": "x"}},
+        {"tasks": {"t": TALK}, "model": {"config": {"model_type": "llama"}, "tokenizer_vocabulary": 1024}},
+        {"model": {"initialization": "scratch", "lora": {"alpha": 8}}},
+    ):
+        assert Recipe.model_validate({**SMALL, **changes})

@@ -21,12 +21,14 @@ from lmrecipes.recipe import Loader
 class Step:
     """One optimizer step on one rank, and what the whole step holds over all ranks.
 
-    elements: supervised elements. factors: of each task's mean loss in the step's loss.
+    supervised: tokens that carry loss; a text with a label for the whole has one. elements: what the loss is a mean of.
+    factors: of each task's mean loss in the step's loss.
     """
 
     micro_batches: list[MicroBatch]
     examples: dict[str, int]
     tokens: dict[str, int]
+    supervised: dict[str, int]
     elements: dict[str, int]
     factors: dict[str, float]
 
@@ -57,7 +59,10 @@ class TrainingStream:
             self.batcher.micro_batch(self.arrangement.parts(m, lengths), tasks, rows, units, self.arrangement)
             for m in deal(lengths, self.plan)[self.rank]
         ]
-        return Step(micros, examples, dict(zip(self.batcher.names, tokens.tolist(), strict=True)), elements, factors)
+        of_tokens = {name: self.batcher.specs[name].of_tokens for name in examples}
+        supervised = {name: elements[name] if of_tokens[name] else count for name, count in examples.items()}
+        by_name = dict(zip(self.batcher.names, tokens.tolist(), strict=True))
+        return Step(micros, examples, by_name, supervised, elements, factors)
 
     def steps(self, start: int, stop: int) -> Iterator[Step]:
         """Steps start..stop-1 in order, assembled ahead by threads, or where `loader.workers` is 0 when asked for."""

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from lmrecipes.files import write_json
 from lmrecipes.problems import InputError, Problem, did_you_mean, listing
+from lmrecipes.publishing.card import write_card
 from lmrecipes.recipe import TOKEN_KINDS
 from lmrecipes.run_folder import RunFolder
 from lmrecipes.tracking.results import number, words
@@ -52,6 +53,7 @@ def evaluate_benchmarks(
         pretrained=arithmetic.place(load_whole(run.model, True, "sdpa")),
         tokenizer=tokenizer,
         batch_size=batch,
+        softmax_dtype="float32",  # sums of log-likelihoods in 16 bits would tie
         mixed_precision_dtype=arithmetic.dtype if arithmetic.autocast else None,
     )
     try:
@@ -71,6 +73,7 @@ def evaluate_benchmarks(
         "rows": _rows(found),
     }
     write_json(run.lm_eval, answer)
+    write_card(run)
     return answer
 
 

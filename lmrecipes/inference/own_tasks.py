@@ -38,13 +38,18 @@ def evaluate_run(run: RunFolder, only: str | None = None, data: Path | None = No
             name: task.model_copy(update={"source": _file_source(task.source, data)}) for name, task in tasks.items()
         }
     # Labels as the heads know them: a file need not hold every class.
-    tasks = {name: task.model_copy(update={"labels": specs[name].labels or None}) for name, task in tasks.items()}
+    tasks = {
+        name: task.model_copy(update={"labels": specs[name].labels or None, "weight": 1.0})
+        for name, task in tasks.items()
+    }
     model = recipe.model.model_dump()
     if recipe.model.tokenizer_vocabulary:  # the one that was trained for the run, not another for these tasks
         model |= {"tokenizer": str(run.model), "tokenizer_vocabulary": 0}
     if recipe.model.chat_template:  # the run's own copy: the recipe's path may be relative to another folder
-        model["chat_template"] = str(run.model / "chat_template.jinja")
-    dumped = {"tasks": {n: t.model_dump() for n, t in tasks.items()}, "model": model}
+        chats = any(task.kind == "chat" for task in tasks.values())
+        model["chat_template"] = str(run.model / "chat_template.jinja") if chats else None
+    plain = {"mixture": {}, "evaluation": {"samples": 0}}  # what they say of other tasks than these is no matter
+    dumped = {"tasks": {n: t.model_dump() for n, t in tasks.items()}, "model": model, **plain}
     chosen = Recipe.model_validate({**recipe.model_dump(), **dumped})
     with evaluation_bar() as moved:
         scores = evaluate_tasks(

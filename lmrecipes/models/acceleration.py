@@ -51,14 +51,16 @@ def use_liger(whole: nn.Module, setting: Literal["auto", "on", "off"], device: t
     there alone, stay out. So does its cross-entropy: the chunked one is used. Raises InputError where Liger is asked
     for and cannot be had.
     """
-    able = device.type == "cuda" and find_spec("liger_kernel") is not None
-    if setting == "on" and not able:
-        missing, fix = f"its kernels need a CUDA device, and this run computes on {device.type}", "set it to auto"
-        if device.type == "cuda":
-            missing, fix = "the package is not installed", "pip install liger-kernel, or set it to auto"
+    missing, fix = None, "set it to auto"
+    if device.type != "cuda":
+        missing = f"its kernels need a CUDA device, and this run computes on {device.type}"
+    elif find_spec("liger_kernel") is None:
+        missing, fix = "the package is not installed", "pip install liger-kernel, or set it to auto"
+    if setting == "on" and missing is not None:
         raise InputError(Problem("model.liger", missing, fix, "liger"))
-    if setting == "off" or not able:
-        return "no Liger kernels" + (" (switched off)" if setting == "off" else "")
+    if setting == "off" or missing is not None:
+        why = "switched off" if setting == "off" else "not installed" if device.type == "cuda" else "no CUDA device"
+        return f"no Liger kernels ({why})"
     from transformers.integrations.liger import apply_liger_kernel
 
     module, before = vars(sys.modules[type(whole).__module__]), _forwards(whole)

@@ -169,8 +169,13 @@ class _Loss(torch.autograd.Function):
             raise RuntimeError("chunked_cross_entropy was already differentiated; compute it again")
         gradients, ctx.gradients = ctx.gradients, None
         factor = loss * ctx.factor
-        scaled = [g if g is None else g.mul_(factor).to(to) for g, to in zip(gradients, ctx.dtypes, strict=True)]
+        scaled = [g if g is None else _scaled(g, factor).to(to) for g, to in zip(gradients, ctx.dtypes, strict=True)]
         return *scaled, None, None, None, None
+
+
+def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+    """gradient * factor, fp32 []. A factor without dimensions would be rounded to the dtype of 16-bit gradients."""
+    return gradient.mul_(factor) if gradient.dtype == factor.dtype else gradient * factor.reshape(1)
 
 
 def _softmax_gradient(logits: Tensor, aim: Tensor, shares: Tensor) -> Tensor:

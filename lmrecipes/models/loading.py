@@ -42,6 +42,9 @@ def load_trunk(
     name = str(model.config["model_type"]) if model.config else resolve_model(model.pretrained)
     try:
         config = _own_configuration(model, tokenizer) if model.config else AutoConfig.from_pretrained(name)
+        if not model.config and (model.tokenizer or model.tokenizer_vocabulary):
+            assert tokenizer is not None
+            config.update(_vocabulary(tokenizer))
         _prepare(config, model.dropout)
         whole = _weights(model, name, config, seed, attention, language)
     except (ImportError, OSError, ValueError) as error:
@@ -94,22 +97,31 @@ def _own_configuration(model: Model, tokenizer: str | None) -> Any:
         raise InputError(Problem("model.config.model_type", what, fix, "config-unknown"))
     known, unknown = CONFIG_MAPPING[kind]().to_dict(), []
     for key in model.config:
-        if key not in known:
+        if key in DROPOUTS:
+            what = "model.dropout decides over every rate of dropout"
+            unknown.append(Problem(f"model.config.{key}", what, "set model.dropout instead", "config-unknown"))
+        elif key not in known:
             what = f"{kind} has no setting {key!r}.{did_you_mean(key, known)}"
             unknown.append(Problem(f"model.config.{key}", what, "remove it, or correct its name", "config-unknown"))
     assert tokenizer is not None
-    words = load_tokenizer(tokenizer)
-    size = model.config.get("vocab_size", len(words))
-    if isinstance(size, int) and size < len(words):
-        what = f"{size}, but the tokenizer has {len(words)} tokens"
+    words = _vocabulary(tokenizer)
+    size = model.config.get("vocab_size", words["vocab_size"])
+    if isinstance(size, int) and size < words["vocab_size"]:
+        what = f"{size}, but the tokenizer has {words['vocab_size']} tokens"
         unknown.append(Problem("model.config.vocab_size", what, "remove it", "config-vocabulary"))
     if unknown:
         raise InputError(unknown)
-    ids = {key: getattr(words, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     try:
-        return CONFIG_MAPPING[kind](**{"vocab_size": len(words), **ids, **model.config})
+        return CONFIG_MAPPING[kind](**{**words, **model.config})
     except StrictDataclassError as error:
         raise ValueError(f"{error.__cause__ or error}") from None
+
+
+def _vocabulary(tokenizer: str) -> dict[str, Any]:
+    """What a configuration says of the tokenizer."""
+    words = load_tokenizer(tokenizer)
+    ids = {key: getattr(words, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {"vocab_size": len(words), **ids}
 
 
 def _prepare(config: Any, dropout: float | None) -> None:

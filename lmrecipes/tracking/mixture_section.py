@@ -50,13 +50,20 @@ def _row(series: int, task: str, last: Mapping[str, Any], planned: Mapping[str, 
     return f"<tr><th>{disc(series)}{escape(task)}</th>{values}</tr>"
 
 
+_UNITS = {
+    "tokens": ("token", "tokens"),
+    "supervised_tokens": ("token with loss", "tokens with loss"),
+}
+"""One and many of what a mixture counts."""
+
+
 def _note(run: RunRecord, tasks: Sequence[str]) -> str:
     """How far the run was from its target at most, and what the plan is a plan of."""
     said = []
     if (worst := _largest_deviation(run, tasks)) is not None:
         off, task, step = worst
-        unit = "token" if run.unit == "tokens" else "example"
-        far = f"more than {off:,.1f} {unit}s" if off >= 1 else f"as much as one {unit}"
+        one, many = _UNITS.get(run.unit, ("example", "examples"))
+        far = f"more than {off:,.1f} {many}" if off >= 1 else f"as much as one {one}"
         said.append(f"What was drawn was never {far} away from what the weights ask for ({task}, step {step:,}).")
     if run.steps and run.step < run.steps:
         said.append(f"The plan is of all {run.steps:,} steps, of which {run.step:,} are done.")
@@ -71,7 +78,7 @@ def _note(run: RunRecord, tasks: Sequence[str]) -> str:
 
 def _largest_deviation(run: RunRecord, tasks: Sequence[str]) -> tuple[float, str, int] | None:
     """(in the mixture's unit, task, step) of the largest distance between what was drawn and what was asked for."""
-    counted = "tokens" if run.unit == "tokens" else "examples"
+    counted = {"tokens": "tokens", "supervised_tokens": "supervised"}.get(run.unit, "examples")
     worst = None
     for row in run.metrics:
         drawn = sum(row.get(f"{counted}/{task}") or 0 for task in tasks)

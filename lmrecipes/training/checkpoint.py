@@ -23,7 +23,8 @@ from lmrecipes.training.engine import Engine
 class RunState:
     """All that a run remembers besides weights and optimizer: the one place for it.
 
-    step: optimizer steps done, which is also the cursor of the data. examples, tokens: seen so far by task. steering:
+    step: optimizer steps done, which is also the cursor of the data. examples, tokens, supervised (tokens
+    with loss): seen so far by task. steering:
     of `Steering`, the plan so far and what the next decisions depend on; empty in checkpoints of before there was one.
     """
 
@@ -32,6 +33,7 @@ class RunState:
     skipped_steps: int = 0
     examples: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
+    supervised: dict[str, int] = field(default_factory=dict)
     trackers: dict[str, Any] = field(default_factory=dict)
     steering: dict[str, Any] = field(default_factory=dict)
 

@@ -111,6 +111,9 @@ class Engine:
         if self.zero_stage == 3:
             _match_partitioned(model)
         groups = parameter_groups(model, self.recipe)
+        if not groups:
+            what, fix = "no parameter is left to train", "free some of them"
+            raise InputError(Problem("model.freeze", what, fix, "freeze"))
         optimizer = make_optimizer(groups, self.recipe.optimizer, self.device, offloads_optimizer(self.deepspeed))
         if self.deepspeed is None:
             model.to(self.device)
@@ -201,8 +204,8 @@ class Engine:
     @contextmanager
     def _alone(self) -> Iterator[Any]:
         """The model as `transformers` knows it, to be called without the wrappers' own forward."""
-        trunk = self.module.trunk
-        half = self.accelerator.autocast() if self.deepspeed is None else nullcontext()
+        trunk, cast = self.module.trunk, self.compute_dtype != torch.float32 and not self.holds_half
+        half = torch.autocast(self.device.type, self.compute_dtype) if cast else nullcontext()
         with self._resting(), trunk.native(), half:
             yield trunk.whole
 
@@ -233,8 +236,8 @@ class Engine:
         if self.world_size > 1:
             torch.distributed.barrier()
 
-    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter and persistent buffer whole, from the fp32 master weights, on the CPU.
+    def full_parameters(self, trained_only: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter and persistent buffer whole, from the fp32 master weights, on the CPU; or the trained alone.
 
         Gathers one at a time: every rank must iterate to the end.
         """
@@ -242,11 +245,15 @@ class Engine:
         from deepspeed.utils import safe_get_full_fp32_param
 
         for name, parameter in self.module.named_parameters():
+            if trained_only and not parameter.requires_grad:
+                continue
             full = safe_get_full_fp32_param(parameter) if self.deepspeed is not None and self.zero_stage else None
             if full is None:
                 with GatheredParameters([parameter]) if self.zero_stage == 3 else nullcontext():
                     full = parameter.detach().clone()
             yield name, full.detach().float().cpu()
+        if trained_only:
+            return
         parameters = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
         for name, tensor in self.module.state_dict().items():
             if name not in parameters:

@@ -19,10 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lmrecipes.assets import hub_name, resolve_model
-from lmrecipes.data.tokenizer import load_tokenizer, tokenizer_of
+from lmrecipes.data.tokenizer import load_tokenizer
 from lmrecipes.files import write_json
 from lmrecipes.inference.arithmetic import Arithmetic
 from lmrecipes.models.acceleration import use_liger
+from lmrecipes.models.attention import longest_text
 from lmrecipes.models.heads import HeadSpec
 from lmrecipes.models.saving import load_adapted, load_whole, merged_weights, save_adapter, save_whole, turn_end
 from lmrecipes.models.trunk import Trunk
@@ -38,29 +39,29 @@ ANYWHERE = "sdpa"
 """Attention that computes on every device and in every dtype."""
 
 
-def export_model(engine: Engine, recipe: Recipe, specs: dict[str, HeadSpec], folder: Path) -> None:
+def export_model(engine: Engine, recipe: Recipe, specs: dict[str, HeadSpec], tokenizer: str, folder: Path) -> None:
     """Write the live model's fp32 weights; every rank takes part. The folder is complete and verified, or as before.
 
-    Raises RunFailed, on every rank, where it cannot be written or where what was written is not the live model.
+    tokenizer: the one that the run was trained with, as `load_tokenizer` takes it. Raises RunFailed, on every rank,
+    where the model cannot be written or where what was written is not the live model.
     """
     trunk: Trunk = engine.module.trunk
     names, whole, heads = engine.module.saved_names(), {}, {}
-    trained = {name for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
-    for name, tensor in engine.full_parameters():
-        if not engine.is_main or (trunk.adapted is not None and name not in trained):
+    for name, tensor in engine.full_parameters(trained_only=trunk.adapted is not None):
+        if not engine.is_main:
             continue
         if name.startswith(HEADS):
             heads[name.removeprefix(HEADS)] = tensor
         else:
             whole[names[name]] = tensor
-    ids = text_of(trunk.whole.config.get_text_config().vocab_size, recipe.model.max_length)
+    ids = text_of(trunk.whole.config.get_text_config().vocab_size, longest_text(recipe))
     with torch.compiler.set_stance("force_eager"):  # the saved model is not compiled
         live = engine.outputs(ids)
     failure = None
     if engine.is_main:
         try:
             with engine.loading_whole():
-                _Export(engine, recipe, specs, trunk).write(whole, heads, ids, live, folder)
+                _Export(engine, recipe, specs, tokenizer, trunk).write(whole, heads, ids, live, folder)
         except (InputError, OSError, RuntimeError, ValueError, RunFailed) as error:
             failure = f"the model was not exported: {error}"
     failure = engine.broadcast(failure)
@@ -75,6 +76,7 @@ class _Export:
     engine: Engine
     recipe: Recipe
     specs: dict[str, HeadSpec]
+    tokenizer: str
     trunk: Trunk
 
     def write(
@@ -90,7 +92,7 @@ class _Export:
                 whole = merged_weights(self.base_at, partial / ADAPTER, self.language)
             else:
                 whole |= self.trunk.unused
-            tokenizer = load_tokenizer(tokenizer_of(self.recipe), self.recipe.model.chat_template)
+            tokenizer = load_tokenizer(self.tokenizer, self.recipe.model.chat_template)
             save_whole(self.trunk.whole, whole, partial, self.ends(tokenizer))
             whole.clear()
             tokenizer.save_pretrained(partial)
@@ -127,7 +129,7 @@ class _Export:
         """What is needed to use the model, besides its weights."""
         return {
             "pooling": self.recipe.model.pooling,
-            "max_length": self.recipe.model.max_length,
+            "max_length": longest_text(self.recipe),
             "compute": self.recipe.precision.compute,
             "autocast": not self.engine.holds_half,
             "weights": "fp32",

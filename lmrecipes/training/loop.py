@@ -109,8 +109,8 @@ class Training:
         self.mixture = self.steering.mixture
         batcher = Batcher({name: task.train for name, task in self.tasks.items()}, self.specs)
         language, half = any(spec.of_tokens for spec in self.specs.values()), recipe.precision.compute != "fp32"
-        tokenizer = tokenizer_of(recipe)
-        trunk = load_trunk(recipe.model, recipe.seed, recipe.batch.layout, half, language, tokenizer)
+        self.tokenizer = tokenizer_of(recipe)
+        trunk = load_trunk(recipe.model, recipe.seed, recipe.batch.layout, half, language, self.tokenizer)
         require_positions(trunk.model, longest_text(recipe), trunk.first_position)
         self.choice, cut = trunk.choice, arrangement(recipe, trunk.choice)
         self.stream = TrainingStream(
@@ -122,16 +122,17 @@ class Training:
         self.flops_per_token, self.parameters = training_flops_per_token(model), parameters_of(model)
         with redirect_stdout(io.StringIO()):
             self.engine.prepare(model)
-        probe(self.engine, cut, recipe.model.max_length, recipe.seed)
+        probe(self.engine, cut, longest_text(recipe), recipe.seed)
         self.draws_dropout = recipe.model.dropout != 0 or (recipe.model.lora.rank > 0 and recipe.model.lora.dropout > 0)
         self.skips_in_a_row = 0
-        self.state = RunState(examples=dict.fromkeys(self.tasks, 0), tokens=dict.fromkeys(self.tasks, 0))
+        nothing = [dict.fromkeys(self.tasks, 0) for _ in range(3)]
+        self.state = RunState(examples=nothing[0], tokens=nothing[1], supervised=nothing[2])
         if start.resume:
             self._resume()
         self.peak = measured_peak(self.engine.device, recipe.precision.compute) * self.engine.world_size
         self.until = min(start.until or recipe.schedule.steps, recipe.schedule.steps)
         self.signal = 0
-        self.review = Review(recipe, self.tasks, self.specs, tokenizer)
+        self.review = Review(recipe, self.tasks, self.specs, self.tokenizer)
         self.trackers: Trackers | None = None
         self.plan_file: PlanFile | None = None
 
@@ -241,6 +242,7 @@ class Training:
         for name, total in zip(self.tasks, totals, strict=False):
             self.state.examples[name] += step.examples[name]
             self.state.tokens[name] += step.tokens[name]
+            self.state.supervised[name] += step.supervised[name]
             if step.elements[name]:
                 metrics[f"loss/{name}"] = total / step.elements[name]
                 metrics["loss"] += step.factors[name] * metrics[f"loss/{name}"]
@@ -261,7 +263,7 @@ class Training:
 
     def _finish(self, record: MetricsFile | None, trackers: Trackers | None) -> dict[str, Any]:
         try:
-            export_model(self.engine, self.recipe, self.specs, self.run.model)
+            export_model(self.engine, self.recipe, self.specs, self.tokenizer, self.run.model)
         except RunFailed as failure:
             raise RunFailed(f"{failure}. Its training state is kept: {self._save()}") from None
         with evaluation_bar(show=self.engine.is_main) as moved:
@@ -275,7 +277,7 @@ class Training:
         }
         self.review.sample(self.engine, self.state.step, trackers)
         if self.engine.is_main:
-            if start := before_training(self.run):
+            if start := before_training(self.run, scores):
                 final["baselines"] = start
             write_json(self.run.evaluation, final)
             if trackers is not None:
@@ -285,7 +287,8 @@ class Training:
 
     def _costs(self, step: Step, seconds: float, waited: float) -> dict[str, float]:
         tokens = sum(step.tokens.values())
-        drawn = self.state.tokens if self.recipe.mixture.unit == "tokens" else self.state.examples
+        unit = self.recipe.mixture.unit
+        drawn = {"tokens": self.state.tokens, "supervised_tokens": self.state.supervised}.get(unit, self.state.examples)
         target = self.mixture.targets(self.state.step * self.recipe.batch.examples)
         on_device = torch.cuda.max_memory_allocated() if self.engine.device.type == "cuda" else 0
         peak = on_device or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -299,6 +302,8 @@ class Training:
         for name in self.tasks:
             costs[f"examples/{name}"] = self.state.examples[name]
             costs[f"tokens/{name}"] = self.state.tokens[name]
+            if unit == "supervised_tokens":
+                costs[f"supervised/{name}"] = drawn[name]
             costs[f"share/{name}"] = drawn[name] / sum(drawn.values())
             costs[f"target_share/{name}"] = target[name] / sum(target.values())
         if self.steering.changes_weights:

@@ -15,7 +15,7 @@ from lmrecipes.recipe import Recipe
 def head_specs(tasks: Mapping[str, EncodedTask]) -> dict[str, HeadSpec]:
     """The head of each task, from its training targets; of a task with a loss per token only what its loss means."""
     return {
-        name: HeadSpec(task.task.kind, (), (), task.unigram)
+        name: HeadSpec(task.task.kind, (), (), task.unigram or 1.0)
         if task.unigram is not None
         else head_spec(task.task.kind, task.labels, task.train.targets)
         for name, task in tasks.items()

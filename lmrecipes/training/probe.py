@@ -33,7 +33,8 @@ the products; on top of it four units of the dtype's resolution (measured on Min
 
 
 NATS_APART = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
-"""Largest distance between two computations of a token's loss, by the dtype of the products."""
+"""Largest distance between two computations of a token's loss, by the dtype of the products; on top of it two units of
+the dtype's resolution at the largest logit (GPT-2's are around 100)."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def judge_language(
         what = "its tokens see the ones after them, so that predicting these would teach nothing"
         return Problem("model.pretrained", what, "use a causal model (GPT, Llama)", "head-not-causal")
     apart = float((found - expected).abs().max())
-    if not apart < NATS_APART[dtype]:
+    if not apart < NATS_APART[dtype] + 2 * torch.finfo(dtype).eps * float(logits.abs().max()):
         what = f"the loss of a token is {apart:.3f} nats away from that of the model's own logits"
         fix = "use another model; this one does arithmetic behind its head that lmrecipes does not know"
         return Problem("model.pretrained", what, fix, "head-unknown")
@@ -113,6 +114,14 @@ def _found(engine: Engine, arrangement: Arrangement, longest: int, seed: int) ->
         texts = batcher.texts(parts, np.zeros(count, np.int16), np.arange(count), cut)
         return engine.vectors(texts).float()
 
+    if engine.module.heads and engine.module.trunk.pooling == "first":
+        ended = np.concatenate([tokens[: lengths[0] - 1], other[lengths[0] - 1 : lengths[0]]])
+        alone = [np.array([0])]
+        with engine.module.trunk.native():
+            whole, cut = (vectors(words, alone, Arrangement("padded")) for words in (tokens, ended))
+        if not float((whole - cut).norm()) > 0:
+            what = "the first token of a causal model sees no other, so that heads would read the same of every text"
+            return Problem("model.pooling", what, "set it to last, or to mean", "pooling-first")
     parts = arrangement.parts(np.arange(len(lengths)), lengths)
     order = np.concatenate(parts)
     place = np.argsort(order)

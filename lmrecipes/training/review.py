@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from typing import Any
 
@@ -17,6 +18,8 @@ from lmrecipes.tracking.trackers import Trackers
 from lmrecipes.training.engine import Engine
 from lmrecipes.training.evaluation import Moved, Scores, evaluate_tasks
 from lmrecipes.training.sampling import Samples
+
+log = logging.getLogger(__name__)
 
 
 class Review:
@@ -67,11 +70,15 @@ class Review:
             trackers.samples(drawn, step)
 
 
-def before_training(run: RunFolder) -> dict[str, Any]:
-    """The evaluation of a run's model before its first step, as a baseline of its results; empty where none is."""
+def before_training(run: RunFolder, final: Scores) -> dict[str, Any]:
+    """The evaluation of a run's model before its first step, as a baseline of its results; empty where there is none,
+    or of other rows, because the run was resumed with another `evaluation.examples`."""
     if not run.start.is_file():
         return {}
-    scores = json.loads(run.start.read_text(encoding="utf-8"))
+    scores: Scores = json.loads(run.start.read_text(encoding="utf-8"))
+    if {name: score["rows"] for name, score in scores.items()} != {n: score["rows"] for n, score in final.items()}:
+        log.warning("%s was measured on other rows than the results, and is left out", run.start)
+        return {}
     day = time.strftime("%Y-%m-%d", time.localtime(run.start.stat().st_mtime))
     metrics = {name: score["metrics"] for name, score in scores.items()}
     return {"start": {"title": "before training", "measured": "with this run", "date": day, "tasks": metrics}}

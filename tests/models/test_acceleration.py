@@ -169,14 +169,14 @@ def test_compiled_for_real() -> None:
 def test_liger_off_and_absent() -> None:
     cpu = torch.device("cpu")
     assert use_liger(make(), "off", CUDA) == "no Liger kernels (switched off)"
-    assert use_liger(make(), "auto", cpu) == "no Liger kernels"
+    assert use_liger(make(), "auto", cpu) == "no Liger kernels (no CUDA device)"
     with pytest.raises(InputError, match=r"need a CUDA device, and this run computes on cpu\. Fix: set it to auto"):
         use_liger(make(), "on", cpu)
 
 
 def test_liger_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceleration, "find_spec", lambda name: None)
-    assert use_liger(make(), "auto", CUDA) == "no Liger kernels"
+    assert use_liger(make(), "auto", CUDA) == "no Liger kernels (not installed)"
     with pytest.raises(InputError, match=r"the package is not installed\. Fix: pip install liger-kernel"):
         use_liger(make(), "on", CUDA)
 

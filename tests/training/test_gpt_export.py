@@ -18,7 +18,16 @@ from lmrecipes.problems import InputError
 from lmrecipes.recipe_files import recipe_from_yaml
 
 TOKEN_TASKS = ("law", "verse", "talk")
-NLL = {"plain_lora": 1e-5, "untied": 1e-5, "ddp": 1e-5, "zero2": 0.15, "zero2_lora": 0.15, "zero3": 0.15, "dora3": 0.15}
+NLL = {
+    "plain_lora": 1e-5,
+    "untied": 1e-5,
+    "ddp": 1e-5,
+    "zero0": 0.15,
+    "zero2": 0.15,
+    "zero2_lora": 0.15,
+    "zero3": 0.15,
+    "dora3": 0.15,
+}
 """Nats by which `transformers` in fp32 may differ from the live model, which ZeRO computes in bf16."""
 ADAPTERS = ("plain_lora", "zero2_lora", "dora3")
 
@@ -43,6 +52,7 @@ def runs(run: Run, tiny_gpt: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         run, folder, 2,
         [
             case("ddp", common),
+            case("zero0", bf16, 0),
             case("zero2", bf16, 2),
             case("zero2_lora", {**bf16, **lora}, 2),
             case("distorted", bf16, 2, distort=0.05),

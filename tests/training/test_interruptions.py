@@ -26,7 +26,7 @@ from lmrecipes.tracking.record import read_metrics
 COMMAND = str(Path(sys.prefix) / "bin" / "lmrecipes")
 OURS = re.compile(
     r"\$ OMP_NUM_THREADS=|step \d+/\d+  loss|interrupted by SIG(TERM|INT); saved .*step-\d+\. Go on with --resume"
-    r"|mixture: \d+ steps|  short \d|stopped after step|the run failed: |(error|warning) [a-z0-9-]+ |      fix: "
+    r"|model: [\d,]+ parameters|mixture: \d+ steps|  short \d|stopped after step|the run failed: |(error|warning) [a-z0-9-]+ |      fix: "
     r"|report: "
 )
 """Every line that the command may write to standard error where that is no terminal."""
@@ -155,7 +155,7 @@ def test_refusals_and_failures_are_one_message(folder: Path, run: Run) -> None:
     code, stderr = train("--optimizer.lr", "1e38", "--run-folder", "nan")
     assert code == 3
     assert re.search(r"the run failed: step \d: the (loss is|gradients are not finite)", stderr)
-    assert len(lines(stderr)) == 4, "the command, two lines on the mixture, and the reason"
+    assert len(lines(stderr)) == 5, "the command, a line on the model, two on the mixture, and the reason"
     code, stderr = train("--resume", "--run-folder", "nan", "--optimizer.lr", "1e38", "--processes", "2")
     assert code == 2, "nothing to resume is never a start from 0"
     assert stderr.count("no complete checkpoint to resume from") == 1, "rank 0 alone speaks"

@@ -18,7 +18,7 @@ from lmrecipes.models.heads import HeadSpec, head_spec
 from lmrecipes.models.multitask import MultiTaskModel
 from lmrecipes.models.trunk import Trunk
 from lmrecipes.problems import InputError
-from lmrecipes.training.probe import judge_language, probe_language
+from lmrecipes.training.probe import judge_language, probe_language, probe_layout
 
 SMALL: dict[str, Any] = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 LLAMA = LlamaConfig(**SMALL, num_key_value_heads=2, intermediate_size=48, initializer_range=0.3)
@@ -102,6 +102,37 @@ def test_a_layout_that_shows_the_future_is_noticed() -> None:
 
     with pytest.raises(InputError, match=r"model\.pretrained"):
         probe(made(LLAMA), *PACKED, change=see_all)
+
+
+def test_large_logits_are_no_reason_to_refuse() -> None:
+    """GPT-2's are around 100, where a unit of bf16 is half a nat."""
+    config = GPT2Config(vocab_size=90, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.3)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = Causal.from_config(config)
+        with torch.no_grad():
+            model.lm_head.weight.mul_(12)
+        probe(model, *PACKED, torch.bfloat16)
+
+
+def test_the_first_token_of_a_causal_model_says_nothing() -> None:
+    attention.register()
+    for pooling, refused in (("first", True), ("last", False)):
+        model = MultiTaskModel(Trunk(made(LLAMA), pooling, PACKED[0]), SPECS).eval()
+
+        def vectors(texts: Any, model: MultiTaskModel = model) -> torch.Tensor:
+            with torch.no_grad():
+                out: torch.Tensor = model(texts)
+            return out
+
+        engine: Any = SimpleNamespace(
+            module=model, compute_dtype=torch.float32, vectors=vectors, gather=lambda value: [None, value]
+        )
+        if refused:
+            with pytest.raises(InputError, match=r"model\.pooling"):
+                probe_layout(engine, PACKED[1], 24, seed=3)
+        else:
+            probe_layout(engine, PACKED[1], 24, seed=3)
 
 
 def test_numbers_that_are_not_finite_are_refused() -> None:

@@ -12,6 +12,7 @@ from made_runs import Runs, engine_config, run_cases
 from test_resume import measured
 from tiny_gpt import make_gpt_recipe
 
+from lmrecipes.tracking.record import read_metrics
 from lmrecipes.tracking.samples import read_samples
 
 COMMON = {
@@ -43,8 +44,9 @@ def runs(run: Run, tiny_gpt: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     scratch["model"] = {
         "config": {"model_type": "llama", **shape}, "tokenizer_vocabulary": 512, "max_length": 48, "pooling": "last",
     }  # fmt: skip
-    compiled = make_gpt_recipe(tiny_gpt, **{**COMMON, "schedule.steps": 2, "model.compile": True})
-    eager = make_gpt_recipe(tiny_gpt, **{**COMMON, "schedule.steps": 2})
+    short = {**COMMON, "schedule.steps": 2, "mixture.unit": "supervised_tokens"}
+    compiled = make_gpt_recipe(tiny_gpt, **{**short, "model.compile": True})
+    eager = make_gpt_recipe(tiny_gpt, **short)
     said = run_cases(
         run, folder, 2,
         [
@@ -115,6 +117,18 @@ def test_perplexity_falls_and_is_what_the_loss_says(runs: Runs) -> None:
             assert scores["metrics"]["perplexity"] == pytest.approx(math.exp(scores["loss"]))
             assert scores["metrics"]["perplexity"] < before["perplexity"], (name, task)
             assert scores["metrics"]["bits_per_byte"] < before["bits_per_byte"]
+
+
+def test_shares_count_what_the_mixture_counts(runs: Runs) -> None:
+    """Tokens with loss: a text of `topic` has one. The share asked for is met to within a text or two."""
+    row = read_metrics(runs["eager"] / "metrics.jsonl")[-1]
+    tasks = ("law", "verse", "talk", "topic")
+    drawn = {task: row[f"supervised/{task}"] for task in tasks}
+    assert drawn["topic"] == row["examples/topic"]
+    assert all(row[f"examples/{task}"] < drawn[task] < row[f"tokens/{task}"] for task in ("law", "verse", "talk"))
+    for task in tasks:
+        assert row[f"share/{task}"] == pytest.approx(drawn[task] / sum(drawn.values()))
+        assert row[f"share/{task}"] == pytest.approx(row[f"target_share/{task}"], abs=0.1)
 
 
 def test_compiled_layers_learn_the_same(runs: Runs) -> None:
