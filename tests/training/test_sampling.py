@@ -181,7 +181,7 @@ def test_nothing_to_sample(tmp_path: Path, bytes_tokenizer: str) -> None:
     engine = FakeEngine()
     none = Samples(make_recipe("language_modelling", samples=0), {"task": task}, bytes_tokenizer)
     assert not none and none.draw(engine, 1) == [] and engine.calls == []
-    labelled = make_recipe("classification")
+    labelled = make_recipe("classification", samples=0)
     other = EncodedTask("task", labelled.tasks["task"], ("a",), 0, {}, {}, task.splits, unigram=None)
     assert not Samples(labelled, {"task": other}, bytes_tokenizer)
 
