@@ -22,11 +22,11 @@ NLL = {
     "plain_lora": 1e-5,
     "untied": 1e-5,
     "ddp": 1e-5,
-    "zero0": 0.15,
-    "zero2": 0.15,
-    "zero2_lora": 0.15,
-    "zero3": 0.15,
-    "dora3": 0.15,
+    "zero0": 0.3,
+    "zero2": 0.3,
+    "zero2_lora": 0.3,
+    "zero3": 0.3,
+    "dora3": 0.3,
 }
 """Nats by which `transformers` in fp32 may differ from the live model, which ZeRO computes in bf16."""
 ADAPTERS = ("plain_lora", "zero2_lora", "dora3")

@@ -26,8 +26,8 @@ from lmrecipes.tracking.record import read_metrics
 COMMAND = str(Path(sys.prefix) / "bin" / "lmrecipes")
 OURS = re.compile(
     r"\$ OMP_NUM_THREADS=|step \d+/\d+  loss|interrupted by SIG(TERM|INT); saved .*step-\d+\. Go on with --resume"
-    r"|model: [\d,]+ parameters|mixture: \d+ steps|  short \d|stopped after step|the run failed: |(error|warning) [a-z0-9-]+ |      fix: "
-    r"|report: "
+    r"|model: [\d,]+ parameters|mixture: \d+ steps|  short \d|stopped after step|the run failed: "
+    r"|(error|warning) [a-z0-9-]+ |      fix: |report: "
 )
 """Every line that the command may write to standard error where that is no terminal."""
 STARTS = 120.0
