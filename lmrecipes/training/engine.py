@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lmrecipes.data.batches import MicroBatch, Texts, texts_to
+from lmrecipes.inference.arithmetic import HALF, Arithmetic
 from lmrecipes.planning.batch import BatchPlan, plan_batch
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe import Recipe
@@ -28,8 +29,6 @@ from lmrecipes.training.optimizers import make_optimizer, offloads_optimizer, pa
 
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others before it gives up."""
-
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,13 @@ class Engine:
     @property
     def compute_dtype(self) -> torch.dtype:
         """dtype of the matrix products."""
-        return _HALF.get(self.recipe.precision.compute, torch.float32)
+        return HALF.get(self.recipe.precision.compute, torch.float32)
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """How the live model computes."""
+        dtype = self.compute_dtype
+        return Arithmetic(self.device, dtype, dtype != torch.float32 and not self.holds_half)
 
     def prepare(self, model: nn.Module) -> None:
         """Wrap the model (a `MultiTaskModel` in fp32) and make its optimizer."""
@@ -204,9 +209,8 @@ class Engine:
     @contextmanager
     def _alone(self) -> Iterator[Any]:
         """The model as `transformers` knows it, to be called without the wrappers' own forward."""
-        trunk, cast = self.module.trunk, self.compute_dtype != torch.float32 and not self.holds_half
-        half = torch.autocast(self.device.type, self.compute_dtype) if cast else nullcontext()
-        with self._resting(), trunk.native(), half:
+        trunk = self.module.trunk
+        with self._resting(), trunk.native(), self.arithmetic.products():
             yield trunk.whole
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
@@ -370,7 +374,7 @@ def _accelerator(recipe: Recipe, deepspeed: dict[str, Any] | None) -> Any:
             kwargs_handlers=process_group,
             step_scheduler_with_optimizer=False,
         )
-    section = next((h for h in _HALF if deepspeed.get(h, {}).get("enabled")), "no")
+    section = next((h for h in HALF if deepspeed.get(h, {}).get("enabled")), "no")
     plugin = DeepSpeedPlugin(hf_ds_config=deepspeed, zero3_init_flag=False)
     return Accelerator(
         mixed_precision=section,

@@ -10,7 +10,7 @@ model/  config.json model*.safetensors     `AutoModelForCausalLM.from_pretrained
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from torch import Tensor
 from lmrecipes.assets import hub_name, resolve_model
 from lmrecipes.data.tokenizer import load_tokenizer
 from lmrecipes.files import write_json
-from lmrecipes.inference.arithmetic import Arithmetic
 from lmrecipes.models.acceleration import use_liger
 from lmrecipes.models.attention import longest_text
 from lmrecipes.models.heads import HeadSpec
@@ -143,7 +142,7 @@ class _Export:
         at_home = _has_room(home, self.trunk)
         place = home if at_home else torch.device("cpu")
         most = (TOLERANCE if at_home else TOLERANCE_ELSEWHERE)[dtype]
-        own = Arithmetic(place, dtype, dtype != torch.float32 and not self.engine.holds_half)
+        own = replace(self.engine.arithmetic, device=place)
         attention = self.trunk.choice.native if at_home else ANYWHERE
         found = {}
         if self.trunk.adapted is not None:

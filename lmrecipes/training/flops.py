@@ -7,6 +7,7 @@ import time
 import torch
 from torch import Tensor, nn
 
+from lmrecipes.inference.arithmetic import HALF
 from lmrecipes.models.multitask import MultiTaskModel
 
 
@@ -39,7 +40,7 @@ def measured_peak(device: torch.device, compute: str) -> float:
     The denominator of `model_flops_utilization`: what the device delivers here, not what its data sheet says. Small
     products, and the first few, reach half of it.
     """
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[compute]
+    dtype = HALF.get(compute, torch.float32)
     size = 8192 if device.type == "cuda" else 2048
     a, b = torch.ones(size, size, dtype=dtype, device=device), torch.ones(size, size, dtype=dtype, device=device)
     best = float("inf")
