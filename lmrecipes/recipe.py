@@ -12,13 +12,14 @@ from pydantic import Field, model_validator
 
 from lmrecipes.recipe_mixture import ADAPTIVE_LAG, Adaptive, LossWeighting, Mixture, Waypoint
 from lmrecipes.recipe_model import Lora, Model
+from lmrecipes.recipe_precision import Change, LayerFormat, LossScaling, Precision, Raising
 from lmrecipes.recipe_task import METRICS, TOKEN_KINDS, ChatFormat, Source, Task, TaskKind
 from lmrecipes.recipe_types import Broken, Config, Count, Fraction, NonNegative, Positive, require
 
 __all__ = [
-    "ADAPTIVE_LAG", "METRICS", "TOKEN_KINDS", "Adaptive", "Batch", "ChatFormat", "Checkpoint", "Config", "Evaluation",
-    "Loader", "Lora", "LossWeighting", "Mixture", "Model", "Optimizer", "Precision", "Recipe", "Schedule", "Source",
-    "Task", "TaskKind", "Tracking", "Waypoint",
+    "ADAPTIVE_LAG", "METRICS", "TOKEN_KINDS", "Adaptive", "Batch", "Change", "ChatFormat", "Checkpoint", "Config",
+    "Evaluation", "Gate", "LayerFormat", "Loader", "Lora", "LossScaling", "LossWeighting", "Mixture", "Model",
+    "Optimizer", "Precision", "Raising", "Recipe", "Schedule", "Source", "Task", "TaskKind", "Tracking", "Waypoint",
 ]  # fmt: skip
 
 
@@ -50,8 +51,9 @@ class Loader(Config):
 class Optimizer(Config):
     """Update rule."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """adamw (decoupled weight decay, arXiv 1711.05101) or sgd (with momentum `betas[0]`)."""
+    name: Literal["adamw", "rmsprop", "sgd"] = "adamw"
+    """adamw (decoupled weight decay, arXiv 1711.05101; Adam where `weight_decay` is 0), rmsprop (second moment by
+    `betas[1]`) or sgd (with momentum `betas[0]`)."""
     lr: Positive = 3e-4
     """Peak learning rate of the trunk."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
@@ -75,13 +77,6 @@ class Schedule(Config):
     """Shape after the warm-up."""
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Rate at the end, as a share of the peak."""
-
-
-class Precision(Config):
-    """The only place where precision is said; launch files must agree."""
-
-    compute: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """dtype of the matrix products. Master weights, optimizer states, gradient accumulation and reduction are fp32."""
 
 
 class Evaluation(Config):
@@ -108,6 +103,23 @@ class Checkpoint(Config):
     """Steps between checkpoints; 0: only when interrupted."""
     keep: Count = 2
     """Newest checkpoints that are kept."""
+
+
+class Gate(Config):
+    """A bar that a recipe must clear: its test metrics are no worse than those of the same recipe at another precision,
+    by more than a margin, over several seeds."""
+
+    reference: Precision = Precision(compute="fp32")
+    """The precision that it is held against."""
+    seeds: Annotated[int, Field(ge=2)] = 5
+    """Runs of each side, with seeds from `seed` on; the two sides are paired by seed."""
+    margin: Positive = 0.01
+    """How much worse a task's headline metric may be on average: in the metric's own units, of a perplexity as a share
+    of the reference's."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Of the one-sided paired t-test on the differences that decides (non-inferiority)."""
+    tasks: tuple[str, ...] = ()
+    """Tasks that are held to it. Empty: all."""
 
 
 class Tracking(Config):
@@ -154,6 +166,8 @@ class Recipe(Config):
     """Length and learning rate over time."""
     precision: Precision = Precision()
     """Number formats."""
+    gates: dict[str, Gate] = Field(default_factory=dict)
+    """Bars that the results must clear, by name; `lmrecipes gate` measures, and exits with 1 where one is not met."""
     evaluation: Evaluation = Evaluation()
     """When to evaluate."""
     checkpoint: Checkpoint = Checkpoint()
@@ -182,6 +196,10 @@ class Recipe(Config):
         if self.evaluation.samples and not kinds.intersection(TOKEN_KINDS):
             what = "texts are continued by a language model, but no task is of language modelling or chat"
             broken.append(Broken("evaluation.samples", what, "set it to 0, or add such a task"))
+        for name, gate in self.gates.items():
+            if unknown := [task for task in gate.tasks if task not in self.tasks]:
+                what = f"{', '.join(unknown)}: no such task"
+                broken.append(Broken(f"gates.{name}.tasks", what, f"name some of {', '.join(self.tasks)}"))
         if self.model.chat_template is not None and "chat" not in kinds:
             broken.append(Broken("model.chat_template", "no task is of kind chat", "remove it, or add such a task"))
         require(broken + self.mixture.broken_for({name: task.weight for name, task in self.tasks.items()}))
