@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lmrecipes.recipe import Optimizer, Recipe
+from lmrecipes.precision.optimizers import SGD, AdamW, RMSprop
+from lmrecipes.problems import InputError, Problem
+from lmrecipes.recipe import Recipe
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
@@ -34,14 +36,38 @@ def offloads_optimizer(deepspeed: dict[str, Any] | None) -> bool:
 
 
 def make_optimizer(
-    groups: list[dict[str, Any]], optimizer: Optimizer, device: torch.device, offload: bool
+    groups: list[dict[str, Any]], recipe: Recipe, device: torch.device, offload: bool
 ) -> torch.optim.Optimizer:
-    """The recipe's optimizer. Offloaded AdamW is DeepSpeed's own (the same update rule); SGD stays torch's."""
+    """The recipe's optimizer: torch's, or of bf16 weights without masters our own, which know how to round.
+
+    Offloaded AdamW is DeepSpeed's (the same update rule); offloaded SGD and RMSprop stay torch's and run on the host.
+    Raises InputError for offloaded bf16 states: DeepSpeed's only optimizer for them rounds to the nearest.
+    """
+    optimizer, precision = recipe.optimizer, recipe.precision
+    if precision.pure:
+        if offload:
+            what = "none, but DeepSpeed's offloaded optimizer has no rounding of bf16 weights other than to the nearest"
+            fix = "remove offload_optimizer from the DeepSpeed JSON (bf16 states are half as large), or set it to fp32"
+            raise InputError(Problem("precision.master_weights", what, fix, "pure-offload"))
+        return _low_precision(groups, recipe)
+    lr, eps = optimizer.lr, optimizer.eps
     if optimizer.name == "sgd":
-        return torch.optim.SGD(groups, lr=optimizer.lr, momentum=optimizer.betas[0])
+        return torch.optim.SGD(groups, lr=lr, momentum=optimizer.betas[0])
+    if optimizer.name == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=lr, alpha=optimizer.betas[1], eps=eps)
     if offload:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        return DeepSpeedCPUAdam(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, adamw_mode=True)
+        return DeepSpeedCPUAdam(groups, lr=lr, betas=optimizer.betas, eps=eps, adamw_mode=True)
     fused = device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, betas=optimizer.betas, eps=eps, fused=fused)
+
+
+def _low_precision(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    optimizer, rounding, seed = recipe.optimizer, recipe.precision.rounding, recipe.seed
+    lr, (first, second), eps = optimizer.lr, optimizer.betas, optimizer.eps
+    if optimizer.name == "sgd":
+        return SGD(groups, lr, first, rounding=rounding, seed=seed)
+    if optimizer.name == "rmsprop":
+        return RMSprop(groups, lr, second, eps, rounding=rounding, seed=seed)
+    return AdamW(groups, lr, (first, second), eps, rounding=rounding, seed=seed)
