@@ -42,10 +42,12 @@ def mean_loss(spec: HeadSpec, predictions: NDArray[Any], targets: NDArray[Any]) 
     found, truth = _tensors(predictions, targets)
     if spec.of_tokens:
         return float(_nats_per_token(found, truth))
-    if spec.kind == "regression":
-        return float(F.mse_loss(found, truth))
-    if spec.kind == "classification":
+    if spec.one_hot:
+        truth = F.one_hot(truth.long(), spec.outputs).double()
+    elif spec.kind == "classification":
         return float(F.cross_entropy(found, truth.long()))
+    if spec.kind == "regression" or spec.loss == "mean_squared_error":
+        return float(F.mse_loss(found, truth))
     return float(F.binary_cross_entropy_with_logits(found, truth))
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lmrecipes.recipe_types import Broken, Config, Fraction, Positive, require
+from lmrecipes.recipe_types import Broken, Config, Count, Fraction, Positive, require
 
 MINILM = "minilm"
 
@@ -28,6 +28,18 @@ class Lora(Config):
     """Multiply by alpha / sqrt(rank) (arXiv 2312.03732)."""
 
 
+class Mlp(Config):
+    """A multi-layer perceptron on rows of intensities, for small experiments: no tokens, no attention, no downloads."""
+
+    hidden: tuple[Count, ...] = ()
+    """Widths of its linear layers, which are named `layers.0`, `layers.1`, ...; each is followed by max(0, x). The last
+    width is what the heads read. Empty: the trunk is a model of `transformers`."""
+    inputs: Count = 784
+    """Values of a row, exactly: a task's `source.ids`."""
+    levels: Annotated[int, Field(ge=2)] = 256
+    """Values run from 0 to levels - 1, and are read as shares of that."""
+
+
 class Model(Config):
     """The trunk that all tasks share."""
 
@@ -38,6 +50,8 @@ class Model(Config):
     config: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """A `transformers` configuration to start from random weights, in place of `pretrained`: `model_type` and what
     differs from its defaults. The size of the vocabulary and the special tokens follow the tokenizer."""
+    mlp: Mlp = Mlp()
+    """A multi-layer perceptron with random weights, in place of a model of `transformers`."""
     tokenizer: str | None = None
     """An asset, a hub name or a folder. None: that of `pretrained`."""
     tokenizer_vocabulary: Annotated[int, Field(ge=0)] = 0
@@ -76,7 +90,7 @@ class Model(Config):
         if self.config and "pretrained" in self.model_fields_set and self.pretrained != MINILM:
             what = f"given together with model.pretrained ({self.pretrained})"
             broken.append(Broken("config", what, "keep one of them; `tokenizer` names a tokenizer"))
-        if self.config and self.tokenizer is None and not self.tokenizer_vocabulary:
+        if self.config and self.tokenizer is None and not self.tokenizer_vocabulary and "vocab_size" not in self.config:
             what = "a model from a configuration has no tokenizer of its own"
             broken.append(Broken("tokenizer", what, "name one, or set model.tokenizer_vocabulary to train one"))
         if self.tokenizer is not None and self.tokenizer_vocabulary:
@@ -96,10 +110,28 @@ class Model(Config):
             broken.append(Broken("lora.rank", what, "set model.lora.rank to 0, or start from pretrained weights"))
         if self.lora.rank and self.freeze:
             broken.append(Broken("freeze", "with model.lora.rank the whole trunk is frozen", "remove one of them"))
-        require(broken)
+        require(broken + self._not_of_mlp())
         return self
+
+    def _not_of_mlp(self) -> list[Broken]:
+        """Settings that a multi-layer perceptron has no use for."""
+        if not self.mlp.hidden:
+            what = "says how rows are read, but without hidden layers there is no multi-layer perceptron"
+            return [Broken("mlp.hidden", what, "name the widths, or remove model.mlp")] if self.mlp != Mlp() else []
+        plain = Model()
+        what, fix = "is of a model of `transformers`, and the trunk is model.mlp", "remove it, or remove model.mlp"
+        return [
+            Broken(field, what, fix)
+            for field, value in self
+            if field not in ("mlp", "freeze", "initialization") and value != getattr(plain, field)
+        ]
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of a text, where its task does not say."""
+        return self.mlp.inputs if self.mlp.hidden else self.max_length
 
     @property
     def from_scratch(self) -> bool:
         """Whether weights are random at the start."""
-        return bool(self.config) or self.initialization == "scratch"
+        return bool(self.config or self.mlp.hidden) or self.initialization == "scratch"

@@ -9,6 +9,7 @@ from pydantic import model_validator
 from lmrecipes.recipe_types import Broken, Config, Count, Fraction, NonNegative, Positive, require
 
 TaskKind = Literal["regression", "classification", "multi_label", "language_modelling", "chat"]
+TaskLoss = Literal["auto", "cross_entropy", "binary_cross_entropy", "mean_squared_error"]
 TOKEN_KINDS: tuple[TaskKind, ...] = ("language_modelling", "chat")
 """Kinds whose loss is of tokens, by the trunk's own language-model head; the others label a whole text."""
 
@@ -46,8 +47,9 @@ class Source(Config):
     """Where a task's rows come from. Exactly one of files, splits, dataset, function, offline is set."""
 
     files: str | None = None
-    """A JSONL, CSV, TSV or Parquet file, or a `.txt` file as one document; or a glob. Its rows are split by
-    `validation_fraction` and `test_fraction`."""
+    """A JSONL, CSV, TSV or Parquet file, a `.txt` file as one document, or MNIST's images in IDX (columns `ids` and
+    `label`, of the labels' file beside them); or a glob. Its rows are split by `validation_fraction` and
+    `test_fraction`."""
     splits: dict[Literal["train", "validation", "test"], str] | None = None
     """One file (or glob) for each split; splits that are missing are cut from `train`."""
     dataset: str | None = None
@@ -61,6 +63,9 @@ class Source(Config):
     """Column of the text (of a chat task see `chat`)."""
     text_pair: str | None = None
     """Column of a second text that the model reads after the first."""
+    ids: str | None = None
+    """Column of ready token ids (lists of integers from 0), read in place of a text as they are: no tokenizer adds to
+    them. In JSONL and Parquet files, `datasets`, functions and offline data. Of `model.mlp` the intensities."""
     label: str = "label"
     """Column of the label: a number, a class (its name, or its index where no name is itself a number), or for
     multi_label a list or separated names."""
@@ -86,6 +91,11 @@ class Source(Config):
             broken.append(Broken("", what, f"keep one of {', '.join(chosen)}" if chosen else "set one of them"))
         if self.splits is not None and "train" not in self.splits:
             broken.append(Broken("splits", "needs a `train` file", "name one under splits.train"))
+        if self.ids is not None:
+            read = {"text": self.text != "text", "text_pair": self.text_pair is not None}
+            for field in (field for field, set_too in read.items() if set_too):
+                what = f"names a text, but rows are read from the ids in the column {self.ids!r}"
+                broken.append(Broken(field, what, "remove it, or remove ids"))
         if self.validation_fraction + self.test_fraction >= 1:
             what = "validation_fraction + test_fraction must leave rows for training"
             broken.append(Broken("validation_fraction", what, "lower one of the two"))
@@ -102,6 +112,10 @@ class Task(Config):
     chat (the same, of the assistant's tokens only)."""
     source: Source
     """Where the rows come from."""
+    loss: TaskLoss = "auto"
+    """Of a classification task: cross_entropy (auto), binary_cross_entropy (a sigmoid for each class against the rest)
+    or mean_squared_error (of the outputs against 1 for the class and 0 for the others). The class is always the largest
+    output. Other kinds have one loss."""
     weight: NonNegative = 1.0
     """Share of this task in the mixture, relative to the other tasks' weights; `mixture.unit` says of what."""
     max_epochs: Positive | None = None
@@ -139,6 +153,12 @@ class Task(Config):
         if self.kind != "chat" and self.supervise != "assistant":
             what = f"says which turns of a conversation count, but the task is of kind {self.kind}"
             broken.append(Broken("supervise", what, "remove it, or set kind to chat"))
+        if self.loss != "auto" and self.kind != "classification":
+            what = f"{self.loss} is a choice of classification tasks, and the task is of kind {self.kind}"
+            broken.append(Broken("loss", what, "remove it"))
+        if self.source.ids is not None and self.kind == "chat":
+            what = "a chat task's loss is of what the assistant says, which ids alone do not show"
+            broken.append(Broken("source.ids", what, "give conversations, or set kind to language_modelling"))
         if self.kind in TOKEN_KINDS and self.learning_rate_factor != 10:
             what = f"is of a head, and a {self.kind} task has none of its own"
             broken.append(Broken("learning_rate_factor", what, "remove it, or set optimizer.lr"))
@@ -154,6 +174,16 @@ class Task(Config):
     def of_tokens(self) -> bool:
         """Whether the loss is of tokens."""
         return self.kind in TOKEN_KINDS
+
+    @property
+    def labels_texts(self) -> bool:
+        """Whether a bag of words can learn it too."""
+        return self.source.ids is None and not self.of_tokens
+
+    @property
+    def needs_tokenizer(self) -> bool:
+        """Whether texts are made tokens, or tokens texts again (to count bytes, to show samples)."""
+        return self.source.ids is None or self.of_tokens
 
     @property
     def metric_names(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import astuple
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,11 +29,19 @@ from lmrecipes.data.chat import ChatEncoder, ChatRenderer
 from lmrecipes.data.documents import DocumentEncoder
 from lmrecipes.data.duplicates import DuplicateCounter
 from lmrecipes.data.encoded import EncodedSplit, EncodedTask
+from lmrecipes.data.ids import IdsDocumentEncoder, IdsEncoder, IdsRule, ids_rule
 from lmrecipes.data.progress import progress_in_rows
 from lmrecipes.data.sources import SPLITS, open_rows, source_state
 from lmrecipes.data.targets import CheckedRows, Piece, TaskData, collect, contents_only
 from lmrecipes.data.texts import TextEncoder
-from lmrecipes.data.tokenizer import load_tokenizer, read_template, tokenizer_field, tokenizer_of, tokenizer_state
+from lmrecipes.data.tokenizer import (
+    load_tokenizer,
+    read_template,
+    tokenizer_field,
+    tokenizer_of,
+    tokenizer_state,
+    vocabulary_of,
+)
 from lmrecipes.data.writer import SplitWriter, Tokenised
 from lmrecipes.files import written_at_once
 from lmrecipes.problems import InputError, Problem
@@ -60,11 +69,13 @@ def encode_tasks(recipe: Recipe, progress: bool = True) -> dict[str, EncodedTask
     name_of_tokenizer = tokenizer_of(recipe, progress)
     where = tokenizer_field(recipe.model)
     load = _LazyTokenizer(name_of_tokenizer, recipe.model.chat_template, where)
-    state = tokenizer_state(name_of_tokenizer, where)
+    state = [] if name_of_tokenizer is None else tokenizer_state(name_of_tokenizer, where)
+    vocabulary = vocabulary_of(recipe) if any(task.source.ids for task in recipe.tasks.values()) else None
     encoded, problems = {}, []
     for name, task in recipe.tasks.items():
+        rule = ids_rule(recipe, name, vocabulary)
         try:
-            encoded[name] = _encode_task(name, task, recipe, state, load, progress)
+            encoded[name] = _encode_task(name, task, recipe, state, load, rule, progress)
         except InputError as error:
             problems.extend(error.problems)
     if problems:
@@ -74,14 +85,16 @@ def encode_tasks(recipe: Recipe, progress: bool = True) -> dict[str, EncodedTask
 
 def check_tokenizer(recipe: Recipe) -> None:
     """Raise InputError for each task that the recipe's tokenizer, which must exist, cannot serve."""
-    tokenizer = load_tokenizer(tokenizer_of(recipe), recipe.model.chat_template, tokenizer_field(recipe.model))
+    tokenizer_name = tokenizer_of(recipe)
+    assert tokenizer_name is not None
+    tokenizer = load_tokenizer(tokenizer_name, recipe.model.chat_template, tokenizer_field(recipe.model))
     problems = []
     for name, task in recipe.tasks.items():
         try:
             _check_max_length(name, task, task.max_length or recipe.model.max_length, tokenizer)
             if task.kind == "chat":
                 ChatRenderer(tokenizer, name, task)
-            if task.kind == "language_modelling":
+            if task.kind == "language_modelling" and task.source.ids is None:
                 DocumentEncoder(tokenizer, 2, f"tasks.{name}.source", skip=False)
         except InputError as error:
             problems += error.problems
@@ -91,27 +104,31 @@ def check_tokenizer(recipe: Recipe) -> None:
 
 def task_texts(recipe: Recipe) -> dict[str, TaskData]:
     """The checked texts and targets of every task with labels, before tokenising (for baselines that read text)."""
-    labelled = {name: task for name, task in recipe.tasks.items() if not task.of_tokens}
+    labelled = {name: task for name, task in recipe.tasks.items() if task.labels_texts}
     return {name: collect(name, task, open_rows(name, task)) for name, task in labelled.items()}
 
 
 class _LazyTokenizer:
     """Loads the tokenizer at its first use: a run on cached data never needs it."""
 
-    def __init__(self, name: str, chat_template: str | None, where: str) -> None:
+    def __init__(self, name: str | None, chat_template: str | None, where: str) -> None:
         self.name, self.chat_template, self.where = name, chat_template, where
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        assert self.name is not None, "asked for only by tasks that need one"
         return load_tokenizer(self.name, self.chat_template, self.where)
 
 
 def _encode_task(
-    name: str, task: Task, recipe: Recipe, of_tokenizer: list[Any], load: _LazyTokenizer, progress: bool
-) -> EncodedTask:
-    max_length = task.max_length or recipe.model.max_length
+    name: str, task: Task, recipe: Recipe, of_tokenizer: list[Any], load: _LazyTokenizer, rule: IdsRule | None,
+    progress: bool,
+) -> EncodedTask:  # fmt: skip
+    max_length = task.max_length or recipe.model.longest
     state = source_state(task.source)
-    decides = [ENCODING_VERSION, state, task.kind, task.labels, max_length, of_tokenizer]
+    decides = [ENCODING_VERSION, state, task.kind, task.labels, max_length]
+    decides += [of_tokenizer] if task.needs_tokenizer else []
+    decides += [] if rule is None else [astuple(rule)]
     if task.kind == "chat":
         template = recipe.model.chat_template
         decides += [task.supervise, None if template is None else read_template(template)]
@@ -123,10 +140,11 @@ def _encode_task(
             if not (folder / "meta.json").exists():
                 rows = open_rows(name, task)
                 render = ChatRenderer(load.tokenizer, name, task) if task.kind == "chat" else contents_only
-                checked = CheckedRows(name, task, rows, render)
-                _check_max_length(name, task, max_length, load.tokenizer)
+                checked = CheckedRows(name, task, rows, render, rule)
+                tokenizer = load.tokenizer if task.needs_tokenizer else None
+                _check_max_length(name, task, max_length, tokenizer)
                 with written_at_once(folder) as partial:
-                    _write_task(partial, name, checked, load.tokenizer, max_length, progress)
+                    _write_task(partial, name, checked, tokenizer, max_length, progress)
                     if source_state(task.source) != state:
                         what = "its files changed while they were read"
                         raise InputError(Problem(f"tasks.{name}.source", what, "start again", "source-changed"))
@@ -141,7 +159,7 @@ def _encode_task(
 
 def _check_max_length(name: str, task: Task, max_length: int, tokenizer: Tokenizer) -> None:
     field = f"tasks.{name}.max_length" if task.max_length else "model.max_length"
-    if max_length > tokenizer.model_max_length:  # 1e30 where the tokenizer does not say
+    if tokenizer is not None and max_length > tokenizer.model_max_length:  # 1e30 where the tokenizer does not say
         what = f"{max_length} tokens, but the model reads {tokenizer.model_max_length}"
         fix = f"set it to at most {tokenizer.model_max_length}"
         raise InputError(Problem(field, what, fix, "max-length"))
@@ -173,6 +191,8 @@ def _refuse_masked(name: str, task: Task, max_length: int, meta: dict[str, Any])
 
 def _encoder(checked: CheckedRows, tokenizer: Tokenizer, max_length: int) -> Encoder:
     task = checked.task
+    if task.source.ids is not None:
+        return IdsDocumentEncoder(tokenizer, max_length) if task.of_tokens else IdsEncoder(max_length)
     if task.kind == "language_modelling":
         return DocumentEncoder(tokenizer, max_length, checked.where, task.source.on_bad_row == "skip")
     if task.kind == "chat":

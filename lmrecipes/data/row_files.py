@@ -1,4 +1,4 @@
-"""JSONL, CSV, TSV, Parquet and text files -> blocks of rows. No file but a text is in memory as a whole."""
+"""JSONL, CSV, TSV, Parquet, text and IDX files -> blocks of rows. No file but a text is in memory as a whole."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lmrecipes.data.columns import Roles, Wanted
+from lmrecipes.data.idx import IDX, is_idx, read_idx
 from lmrecipes.data.rows import Place, Rows, RowStream, in_blocks, rows_of_a_block
 from lmrecipes.problems import InputError, Problem, did_you_mean, listing
 
@@ -33,12 +34,18 @@ def open_files(pattern: str, wanted: Wanted, where: str) -> RowStream:
     if not paths:
         raise InputError(_no_file(pattern, where))
     for path in paths:
-        if path.suffix.lower() not in _READERS:
+        if _format(path) not in _READERS:
             what = f"{path}: unknown format {path.suffix!r}" if path.suffix else f"{path}: a name without a suffix"
-            raise InputError(Problem(where, what, f"use one of {listing(list(_READERS))}", "file-format"))
-    by_suffix = groupby(paths, lambda path: path.suffix.lower())
+            known = listing([suffix for suffix in _READERS if suffix != IDX])
+            raise InputError(Problem(where, what, f"use one of {known}, or images in IDX", "file-format"))
+    by_suffix = groupby(paths, _format)
     blocks = chain.from_iterable(_READERS[suffix](list(some), wanted, where) for suffix, some in by_suffix)
     return RowStream(blocks, _known_rows(paths, where))
+
+
+def _format(path: Path) -> str:
+    """What the name of a file says of its format: a key of `_READERS`, or an unknown suffix."""
+    return IDX if is_idx(path) else path.suffix.lower()
 
 
 def _no_file(pattern: str, where: str) -> Problem:
@@ -175,4 +182,5 @@ _READERS: dict[str, Callable[[list[Path], Wanted, str], Iterator[Rows]]] = {
     ".tsv": _one_by_one(_read_csv),
     ".parquet": _one_by_one(_read_parquet),
     ".txt": _read_texts,
+    IDX: _one_by_one(read_idx),
 }

@@ -88,19 +88,19 @@ def _from_dicts(dicts: Iterable[Any], wanted: Wanted, title: str) -> RowStream:
             if not isinstance(row, Mapping):
                 what = f"{title} row {number} is a {type(row).__name__}, not a dictionary"
                 raise InputError(Problem(wanted.where, what, "yield dictionaries of column and value", "row-type"))
-            yield number, sum(map(_characters, row.values())), row
+            yield number, sum(map(_size, row.values())), row
 
     total = len(dicts) if isinstance(dicts, Sized) else None
     return RowStream(in_blocks(checked(), wanted, title, lambda number: f"{title} row {number}"), total)
 
 
-def _characters(cell: Any) -> int:
-    """Characters of the texts in a cell, also where they are in lists and dictionaries."""
+def _size(cell: Any) -> int:
+    """Characters of the texts in a cell, also where they are in lists and dictionaries; a number counts as one."""
     if isinstance(cell, str):
         return len(cell)
     if isinstance(cell, Mapping):
-        return sum(map(_characters, cell.values()))
-    return sum(map(_characters, cell)) if isinstance(cell, (list, tuple)) else 0
+        return sum(map(_size, cell.values()))
+    return sum(map(_size, cell)) if isinstance(cell, (list, tuple)) else int(getattr(cell, "size", 1))
 
 
 def _from_dataset(dataset: Any, wanted: Wanted, title: str) -> RowStream:

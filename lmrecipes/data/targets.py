@@ -34,6 +34,10 @@ Render = Callable[[Conversation], Rendered]
 """Raises BadRow for a conversation that it cannot say."""
 
 
+ReadIds = Callable[[Any], NDArray[np.int32]]
+"""A cell -> the ids in it. Raises BadRow."""
+
+
 def contents_only(conversation: Conversation) -> Rendered:
     """What the turns say, without the marks of any template."""
     return Rendered("\n".join(conversation.contents()), [])
@@ -43,11 +47,11 @@ def contents_only(conversation: Conversation) -> Rendered:
 class Piece:
     """The good rows of one block that belong to one split, in order.
 
-    values: a label's value as `LabelReader` gives it, or the spans of a conversation. keys: `text_key` of each row.
-    place(i) tells a person where row i stands.
+    texts: strings, or of a source of ids int32 arrays. values: a label's value as `LabelReader` gives it, or the spans
+    of a conversation. keys: `text_key` of each row. place(i) tells a person where row i stands.
     """
 
-    texts: list[str] = field(default_factory=list)
+    texts: list[Any] = field(default_factory=list)
     pairs: list[str] | None = None
     values: list[Any] = field(default_factory=list)
     keys: list[int] = field(default_factory=list)
@@ -88,13 +92,14 @@ class BadRows:
 class CheckedRows:
     """Checks every row of a task, block by block, and says at the end what was found.
 
-    render: how a chat task's conversations become texts.
+    render: how a chat task's conversations become texts. ids: of a source of ids, what reads a row's.
     """
 
     def __init__(
-        self, name: str, task: Task, by_split: Mapping[str, RowStream], render: Render = contents_only
-    ) -> None:
-        self.task, self.by_split, self.render = task, by_split, render
+        self, name: str, task: Task, by_split: Mapping[str, RowStream], render: Render = contents_only,
+        ids: ReadIds | None = None,
+    ) -> None:  # fmt: skip
+        self.task, self.by_split, self.render, self.ids = task, by_split, render, ids
         self.where = f"tasks.{name}.source"
         self.reader = LabelReader(task)
         self.to_cut = [split for split in ("test", "validation") if split not in by_split]
@@ -165,9 +170,12 @@ class CheckedRows:
             self.rows[home] += len(piece)
         return pieces
 
-    def _read(self, row: Mapping[str, Any]) -> tuple[list[str], Any, list[str]]:
-        """The text or pair of texts of a row, its value, and what makes it another row than others."""
+    def _read(self, row: Mapping[str, Any]) -> tuple[list[Any], Any, list[str]]:
+        """The text or pair of texts of a row (or its ids), its value, and what makes it another row than others."""
         source = self.task.source
+        if self.ids is not None:
+            ids = self.ids(row["ids"])
+            return [ids], None if self.task.of_tokens else self._label(row), [ids.tobytes().hex()]
         if self.task.kind == "chat":
             conversation = read_conversation(row, source.chat.system_prompt)
             text, spans = self.render(conversation)
@@ -177,10 +185,14 @@ class CheckedRows:
             _require_text(text, column or "")
         if self.task.of_tokens:
             return texts, None, texts
+        return texts, self._label(row), texts
+
+    def _label(self, row: Mapping[str, Any]) -> Any:
+        """The value of a row's label. Raises BadRow."""
         value, reason = self.reader(row["label"])
         if reason is not None:
             raise BadRow(reason)
-        return texts, value, texts
+        return value
 
     def _cut(self, cell: Any, key: int) -> str:
         """The split of a row by a hash of its group; without one, of its text whatever the case and spacing."""

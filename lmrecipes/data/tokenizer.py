@@ -46,11 +46,32 @@ CHATML = """\
 Tokenizer = Any
 
 
-def tokenizer_of(recipe: Recipe, progress: bool = True) -> str:
-    """What `load_tokenizer` takes: a folder or a hub name. Trains and caches one where the recipe asks for it."""
+def tokenizer_of(recipe: Recipe, progress: bool = True) -> str | None:
+    """What `load_tokenizer` takes: a folder or a hub name. Trains and caches one where the recipe asks for it. None
+    where no task needs one and none is named."""
+    if not any(task.needs_tokenizer for task in recipe.tasks.values()) and recipe.model.tokenizer is None:
+        return None
     if recipe.model.tokenizer_vocabulary:
         return str(_trained(recipe, progress))
     return resolve_model(recipe.model.tokenizer or recipe.model.pretrained)
+
+
+def vocabulary_of(recipe: Recipe) -> int:
+    """How many token ids the recipe's model knows. Raises InputError where it, or its tokenizer, does not load."""
+    from transformers import AutoConfig
+
+    model = recipe.model
+    if model.mlp.hidden:
+        return model.mlp.levels
+    if isinstance(size := model.config.get("vocab_size"), int):
+        return size
+    if (name := tokenizer_of(recipe)) is not None and model.from_scratch and (model.config or model.tokenizer):
+        return len(load_tokenizer(name, where=tokenizer_field(model)))
+    where = resolve_model(model.pretrained)
+    try:
+        return int(AutoConfig.from_pretrained(where).get_text_config().vocab_size)
+    except (OSError, ValueError) as error:
+        raise InputError(model_problem(where, error)) from None
 
 
 def tokenizer_field(model: Model) -> str:

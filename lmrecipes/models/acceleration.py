@@ -58,6 +58,8 @@ def use_liger(whole: nn.Module, setting: Literal["auto", "on", "off"], device: t
         missing, fix = "the package is not installed", "pip install liger-kernel, or set it to auto"
     if setting == "on" and missing is not None:
         raise InputError(Problem("model.liger", missing, fix, "liger"))
+    if not hasattr(whole, "base_model"):
+        return "no Liger kernels (not a model of transformers)"
     if setting == "off" or missing is not None:
         why = "switched off" if setting == "off" else "not installed" if device.type == "cuda" else "no CUDA device"
         return f"no Liger kernels ({why})"

@@ -265,7 +265,7 @@ def arrangement(recipe: Recipe, choice: Choice) -> Arrangement:
 
 def longest_text(recipe: Recipe) -> int:
     """Tokens of the longest text that a task of the recipe may hold."""
-    return max(task.max_length or recipe.model.max_length for task in recipe.tasks.values())
+    return max(task.max_length or recipe.model.longest for task in recipe.tasks.values())
 
 
 def register() -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lmrecipes.data.arrays import CHUNK
-from lmrecipes.recipe import TOKEN_KINDS, TaskKind
+from lmrecipes.recipe import TOKEN_KINDS, TaskKind, TaskLoss
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class HeadSpec:
     """All that a head needs besides its weights; saved with an exported model.
 
     prior: bias at the start, [outputs]. constant_loss: loss of that constant prediction on the training data, in the
-    task's own units (nats; for regression the variance). A regression head predicts (target - mean) / std.
+    task's own units (nats; for regression the variance). A regression head predicts (target - mean) / std. loss: of a
+    classification head, see `Task.loss`; auto is the kind's own.
     """
 
     kind: TaskKind
@@ -35,6 +36,7 @@ class HeadSpec:
     constant_loss: float
     mean: float = 0.0
     std: float = 1.0
+    loss: TaskLoss = "auto"
 
     @property
     def outputs(self) -> int:
@@ -48,7 +50,12 @@ class HeadSpec:
 
     def elements(self, examples: int) -> int:
         """Supervised elements in so many examples with labels: the denominator of the task's loss."""
-        return examples * (self.outputs if self.kind == "multi_label" else 1)
+        return examples * (self.outputs if self.kind == "multi_label" or self.one_hot else 1)
+
+    @property
+    def one_hot(self) -> bool:
+        """Whether each output of a classification head has a loss of its own: against 1 for the class, 0 for others."""
+        return self.loss in ("binary_cross_entropy", "mean_squared_error")
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -60,10 +67,11 @@ class HeadSpec:
         return cls(**{**saved, "labels": tuple(saved["labels"]), "prior": tuple(saved["prior"])})
 
 
-def head_spec(kind: TaskKind, labels: tuple[str, ...], targets: NDArray[Any]) -> HeadSpec:
+def head_spec(kind: TaskKind, labels: tuple[str, ...], targets: NDArray[Any], loss: TaskLoss = "auto") -> HeadSpec:
     """The head of a task from its training targets (float [n], int [n] or 0/1 [n, labels]).
 
-    Priors have one pseudo-count per class, so that a class without training rows keeps a finite bias.
+    Priors have one pseudo-count per class, so that a class without training rows keeps a finite bias; a mean squared
+    error needs none.
     """
     n = len(targets)
     step = max(1, CHUNK // max(1, len(labels) if kind == "multi_label" else 1))
@@ -76,14 +84,24 @@ def head_spec(kind: TaskKind, labels: tuple[str, ...], targets: NDArray[Any]) ->
         counts = np.zeros(len(labels))
         for chunk in chunks:
             counts += np.bincount(targets[chunk], minlength=len(labels))
+        if loss == "mean_squared_error":
+            share = counts / n
+            return HeadSpec(kind, labels, tuple(share.tolist()), float((share * (1 - share)).mean()) or 1.0, loss=loss)
+        if loss == "binary_cross_entropy":
+            return HeadSpec(kind, labels, *_each_against_the_rest(counts, n), loss=loss)
         prior = (counts + 1) / (n + len(labels))
         return HeadSpec(kind, labels, tuple(np.log(prior).tolist()), float(-(counts / n) @ np.log(prior)) or 1.0)
     positives = np.zeros(len(labels))
     for chunk in chunks:
         positives += targets[chunk].sum(axis=0, dtype=np.float64)
+    return HeadSpec(kind, labels, *_each_against_the_rest(positives, n))
+
+
+def _each_against_the_rest(positives: NDArray[np.float64], n: int) -> tuple[tuple[float, ...], float]:
+    """Prior logits of labels that hold in so many of n rows, and the mean binary cross-entropy of these."""
     share = (positives + 1) / (n + 2)
     loss = -(positives / n * np.log(share) + (1 - positives / n) * np.log1p(-share))
-    return HeadSpec(kind, labels, tuple((np.log(share) - np.log1p(-share)).tolist()), float(loss.mean()))
+    return tuple((np.log(share) - np.log1p(-share)).tolist()), float(loss.mean())
 
 
 def _moments(parts: Iterable[NDArray[np.float64]]) -> tuple[float, float]:
@@ -120,10 +138,15 @@ class Head(nn.Module):
         if self.spec.kind == "regression":
             errors = outputs[:, 0] - (targets - self.spec.mean) / self.spec.std
             return errors.square().sum() * self.spec.std**2
-        if self.spec.kind == "classification":
+        if self.spec.one_hot:
+            targets = F.one_hot(targets.long(), self.spec.outputs)
+        elif self.spec.kind == "classification":
             return F.cross_entropy(outputs, targets.long(), reduction="sum")
+        if self.spec.loss == "mean_squared_error":
+            return F.mse_loss(outputs, targets.float(), reduction="sum")
         return F.binary_cross_entropy_with_logits(outputs, targets.float(), reduction="sum")
 
     def predictions(self, outputs: Tensor) -> Tensor:
-        """regression: [rows] in the target's units; else logits [rows, outputs]."""
+        """regression: [rows] in the target's units; else logits [rows, outputs], or for classification by mean squared
+        error each class's estimated probability. The class is the largest output whatever the loss."""
         return outputs[:, 0] * self.spec.std + self.spec.mean if self.spec.kind == "regression" else outputs

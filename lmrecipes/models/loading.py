@@ -15,6 +15,7 @@ from lmrecipes.data.tokenizer import load_tokenizer, model_problem
 from lmrecipes.models.acceleration import checkpoint_activations, compile_layers, use_liger
 from lmrecipes.models.adapters import adapt
 from lmrecipes.models.attention import choose, own_attention, register
+from lmrecipes.models.mlp import random_trunk
 from lmrecipes.models.trunk import Trunk
 from lmrecipes.problems import InputError, Problem, did_you_mean, listing
 from lmrecipes.recipe import Model
@@ -38,6 +39,10 @@ def load_trunk(
     """
     from transformers import AutoConfig
 
+    if model.mlp.hidden:
+        trunk = random_trunk(model.mlp, seed)
+        freeze(trunk.model, model.freeze)
+        return trunk
     attention = own_attention(model)
     name = str(model.config["model_type"]) if model.config else resolve_model(model.pretrained)
     try:
@@ -103,10 +108,9 @@ def _own_configuration(model: Model, tokenizer: str | None) -> Any:
         elif key not in known:
             what = f"{kind} has no setting {key!r}.{did_you_mean(key, known)}"
             unknown.append(Problem(f"model.config.{key}", what, "remove it, or correct its name", "config-unknown"))
-    assert tokenizer is not None
-    words = _vocabulary(tokenizer)
-    size = model.config.get("vocab_size", words["vocab_size"])
-    if isinstance(size, int) and size < words["vocab_size"]:
+    words = {} if tokenizer is None else _vocabulary(tokenizer)
+    size = model.config.get("vocab_size")
+    if words and isinstance(size, int) and size < words["vocab_size"]:
         what = f"{size}, but the tokenizer has {words['vocab_size']} tokens"
         unknown.append(Problem("model.config.vocab_size", what, "remove it", "config-vocabulary"))
     if unknown:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmrecipes.models.mlp import Perceptron, is_perceptron, load_perceptron, save_perceptron
+
 SHARD = "5GB"
 """Largest file of weights; a larger model is cut into several, with an index."""
 
@@ -21,6 +23,9 @@ def save_whole(like: Any, weights: dict[str, Tensor], folder: Path, ends: Sequen
     Tied weights are stored once, under the name that `from_pretrained` expects. ends: tokens at which generation stops,
     besides those at which it does already.
     """
+    if isinstance(like, Perceptron):
+        save_perceptron(like.config, weights, folder)
+        return
     config = copy.deepcopy(like.config)
     if hasattr(config, "use_cache"):
         config.use_cache = True  # training needs none; without it generation computes every token again
@@ -74,6 +79,8 @@ def load_whole(name: str | Path, language: bool, attention: str) -> Any:
     """A whole model in fp32 on the CPU. Raises ValueError where its files and its class do not match."""
     from transformers import AutoModel, AutoModelForCausalLM
 
+    if is_perceptron(name):
+        return load_perceptron(name)
     kind = AutoModelForCausalLM if language else AutoModel
     model, found = kind.from_pretrained(
         name, dtype=torch.float32, attn_implementation=attention, output_loading_info=True

@@ -21,8 +21,11 @@ class Trunk(nn.Module):
     `model` is what reads; `whole` the model as `transformers` saves it: with a language-model head where the recipe has
     tasks for it, else the same. `adapted` is peft's view of `whole` where adapters are trained. Neither is a module of
     the trunk. `unused` holds pretrained weights that no task trains (BERT's pooler): kept out of the module, because a
-    parameter without a gradient breaks DDP and ZeRO, and put back on export.
+    parameter without a gradient breaks DDP and ZeRO, and put back on export. `exactly`: tokens of every text, of a
+    model that reads no other number.
     """
+
+    exactly: int | None = None
 
     def __init__(
         self, whole: nn.Module, pooling: str, choice: Choice | None = None, adapted: nn.Module | None = None

@@ -1,14 +1,17 @@
 """The readers of the offline data sets, on small files in the assets' formats."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lmrecipes.data import offline
 from lmrecipes.data.offline import (
     diagnoses,
     dialogues,
+    digits,
     grouping,
     phenotypes,
     python_texts,
@@ -317,3 +320,28 @@ def test_a_phrasing_is_chosen_by_name_alone() -> None:
     assert chosen == [grouping.pick(("a", "b", "c"), "purpose", name) for name in names]
     assert min(map(chosen.count, "abc")) > 60
     assert chosen != [grouping.pick(("a", "b", "c"), "another", name) for name in names]
+
+
+def test_digits_are_enlarged_as_a_photograph_would_be(tmp_path: Path) -> None:
+    import torch
+    import torch.nn.functional as F
+
+    scans = np.random.default_rng(0).integers(0, 17, (40, 8, 8))
+    scans[0], scans[1] = 0, 16
+    found = digits.enlarged(scans)
+    wanted = F.interpolate(torch.from_numpy(scans)[:, None].double(), (28, 28), mode="bilinear")[:, 0] * 255 / 16
+    assert np.abs(found - wanted.numpy()).max() <= 0.5 + 1e-9, "rounded to the nearest, torch's own interpolation"
+    assert (found[0] == 0).all()
+    assert (found[1] == 255).all()
+    (tmp_path / "datasets" / "data").mkdir(parents=True)
+    cells = np.concatenate([scans.reshape(40, -1), np.arange(40)[:, None] % 10], axis=1)
+    np.savetxt(tmp_path / "datasets" / "data" / "digits.csv.gz", cells, "%d", ",")
+    rows = digits.digits(tmp_path)
+    assert [row["label"] for row in rows[:3]] == ["0", "1", "2"]
+    assert [row["ids"] for row in rows] == found.reshape(40, -1).tolist()
+
+
+def test_a_package_without_its_data_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(offline.OFFLINE, "digits", replace(offline.OFFLINE["digits"], package=("scikit-learn", "gone")))
+    with pytest.raises(InputError, match="the package scikit-learn does not bring it"):
+        offline.load("digits")

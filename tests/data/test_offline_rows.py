@@ -17,7 +17,7 @@ from lmrecipes.problems import InputError
 ROWS = {
     "vader_valence": 23_703, "icd10_chapter": 58_665, "hpo_systems": 15_817, "sotu_era": 24_562, "sotu_party": 19_085,
     "sotu_speeches": 249, "kjv_chapters": 1_189, "hpo_articles": 15_817, "chat_dialogues": 386,
-    "hpo_questions": 15_817, "icd10_questions": 11_981,
+    "hpo_questions": 15_817, "icd10_questions": 11_981, "digits": 1_797,
 }  # fmt: skip
 FEWEST = {"python_stdlib": 400, "python_docs": 40, "python_questions": 200}
 """Of the Python that runs the tests."""
@@ -57,6 +57,8 @@ def test_real_rows(name: str) -> None:
     assert time.process_time() - start < 5
     assert len(rows) == ROWS[name] if name in ROWS else len(rows) >= FEWEST[name]
     assert rows == offline.load(name)
+    if name == "digits":
+        return check_digits(rows)
     for row in rows:
         assert row["group"]
         for text in texts_of(row):
@@ -69,6 +71,14 @@ def test_real_rows(name: str) -> None:
         check_texts(name, rows)
     largest = max(Counter(row["group"] for row in rows).values())
     assert largest < len(rows) * (1 / 4 if chosen.kind == "chat" or chosen.asset is None else 1 / 15)
+
+
+def check_digits(rows: list[offline.Row]) -> None:
+    """Scans of 28 x 28 intensities, of ten digits about equally often, no two alike."""
+    assert all(len(row["ids"]) == 784 and 0 <= min(row["ids"]) <= max(row["ids"]) <= 255 for row in rows)
+    assert min(Counter(row["label"] for row in rows).values()) > 170
+    assert {row["label"] for row in rows} == set("0123456789")
+    assert len({bytes(row["ids"]) for row in rows}) == len(rows)
 
 
 def check_texts(name: str, rows: list[offline.Row]) -> None:

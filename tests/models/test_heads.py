@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from lmrecipes.data.batches import Bucket, MicroBatch, TaskRows
-from lmrecipes.metrics import mean_loss
+from lmrecipes.metrics import mean_loss, task_metrics
 from lmrecipes.models.heads import Head, HeadSpec, head_spec
 from lmrecipes.models.multitask import MultiTaskModel
-from lmrecipes.recipe import TaskKind
+from lmrecipes.recipe import TaskKind, TaskLoss
 
 RNG = np.random.default_rng(0)
 TARGETS: dict[TaskKind, NDArray[Any]] = {
@@ -89,6 +89,33 @@ def test_predictions_are_in_the_targets_units() -> None:
     assert probabilities.tolist() == pytest.approx(
         ((np.bincount(TARGETS["classification"], minlength=5) + 1) / 3005).tolist()
     )
+
+
+@pytest.mark.parametrize("loss", get_args(TaskLoss))
+def test_classification_by_other_losses(loss: TaskLoss) -> None:
+    targets = TARGETS["classification"]
+    spec = head_spec("classification", LABELS["classification"], targets, loss)
+    assert HeadSpec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
+    head, hot = Head(6, spec), F.one_hot(torch.from_numpy(targets).long(), 5).double()
+    start = head(torch.randn(3000, 6))
+    first = head.loss_sum(start, torch.from_numpy(targets)).item() / spec.elements(3000)
+    assert first == pytest.approx(spec.constant_loss, rel=1e-5), "normalised, every task starts at 1"
+    torch.nn.init.normal_(head.linear.weight)
+    outputs = head(torch.randn(3000, 6)).double()
+    by_hand = {
+        "auto": -outputs.log_softmax(1)[hot > 0].mean(),
+        "cross_entropy": -outputs.log_softmax(1)[hot > 0].mean(),
+        "binary_cross_entropy": -(hot * F.logsigmoid(outputs) + (1 - hot) * F.logsigmoid(-outputs)).mean(),
+        "mean_squared_error": (outputs - hot).square().mean(),
+    }[loss]
+    found = head.loss_sum(outputs, torch.from_numpy(targets)).item() / spec.elements(3000)
+    assert found == pytest.approx(by_hand.item(), rel=1e-6)
+    predictions = head.predictions(outputs).detach().numpy()
+    assert mean_loss(spec, predictions, targets) == pytest.approx(by_hand.item(), rel=1e-6)
+    accuracy = task_metrics(("accuracy",), spec, predictions, targets)["accuracy"]
+    assert accuracy == pytest.approx((outputs.argmax(1).numpy() == targets).mean(), rel=1e-6)
+    other = torch.tensor(spec.prior) * 1.02 + 0.001
+    assert head.loss_sum(other.expand(3000, 5), torch.from_numpy(targets)).item() / spec.elements(3000) > first
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e6])

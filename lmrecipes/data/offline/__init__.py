@@ -11,12 +11,14 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from lmrecipes.assets import find, locate
 from lmrecipes.data.offline import (
     diagnoses,
     dialogues,
+    digits,
     grouping,
     phenotypes,
     python_texts,
@@ -33,7 +35,8 @@ from lmrecipes.recipe import TaskKind
 class Offline:
     """A data set: what it is for, the asset it needs (None: this Python's library), the function that reads its folder.
 
-    layout: of conversations, how the rows say them; see `ChatFormat`.
+    layout: of conversations, how the rows say them; see `ChatFormat`. package: (name, folder) of an installed package
+    that brings it, in place of an asset.
     """
 
     title: str
@@ -41,10 +44,14 @@ class Offline:
     asset: str | None
     load: Callable[[Path], list[Row]]
     layout: str | None = None
+    package: tuple[str, str] | None = None
 
     @property
     def folder(self) -> Path:
         """What `load` reads; raises InputError for an absent asset."""
+        if self.package is not None:
+            name, folder = self.package
+            return Path(str(metadata.distribution(name).locate_file(folder)))
         return locate(self.asset) if self.asset else Path(sysconfig.get_paths()["stdlib"])
 
 
@@ -60,6 +67,9 @@ def load(name: str) -> list[Row]:
         rows, missing = [], str(error.filename)
     else:
         missing = str(chosen.folder)
+    if not rows and chosen.package is not None:
+        what = f"the package {chosen.package[0]} does not bring it: {missing}"
+        raise InputError(Problem(f"source.offline: {name}", what, "install the package again", "offline-empty"))
     if not rows:
         what = f"no files of Python's standard library: {missing}"
         fix = "use a Python that has its library as source files (Debian, Ubuntu: apt-get install libpython3-stdlib)"
@@ -72,6 +82,8 @@ def version(name: str) -> str:
     that reads it."""
     chosen = OFFLINE[name]
     source = find(chosen.asset).sha256 if chosen.asset else sys.version
+    if chosen.package is not None:
+        source = metadata.version(chosen.package[0])
     modules = [sys.modules[chosen.load.__module__], grouping]
     code = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
     return hashlib.sha256(source.encode() + code).hexdigest()[:16]
@@ -94,6 +106,9 @@ OFFLINE: dict[str, Offline] = {
     "python_docs": Offline("Python's language reference", "language_modelling", None, python_texts.python_docs),
     "chat_dialogues": Offline("small talk, trivia, code", "chat", "chatterbot", dialogues.chat_dialogues, "sharegpt"),
     "hpo_questions": Offline("clinical terms defined", "chat", "hpo", phenotypes.hpo_questions, "alpaca"),
+    "digits": Offline(
+        "handwritten digits, 28 x 28 as ids", "classification", None, digits.digits, package=("scikit-learn", "sklearn")
+    ),
     "python_questions": Offline("questions about Python", "chat", None, python_texts.python_questions, "messages"),
     "icd10_questions": Offline(
         "chapter of a diagnosis, asked for", "chat", "icd10", diagnoses.icd10_questions, "prompt_completion"
