@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from lmrecipes.data.ids import IdsRule, ids_rule
 from lmrecipes.planning.hardware import Hardware
 from lmrecipes.planning.launch_files import LoadedFile, load_file
+from lmrecipes.planning.pair_precision import pair_word, precision_of, word_in_name
 from lmrecipes.planning.preflight import named_json, preflight
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe import Recipe, Task
@@ -28,12 +30,13 @@ def check_recipe(
     """Every problem, without repetitions.
 
     Without files, each YAML in `folder` is checked with the JSON that it names, for the processes that it asks for and
-    the precision that its name says. hardware_named: whether a person chose `hardware`; else a GPU pair is not held
-    against a machine that has none.
+    the precision that its name says, and a run without any file as well. hardware_named: whether a person chose
+    `hardware`; else a GPU pair is not held against a machine that has none.
     """
     if deepspeed is None and accelerate is None:
         pairs = sorted(folder.glob("*.yaml")) if folder is not None else []
         problems = [problem for pair in pairs for problem in _check_pair(recipe, pair, hardware, hardware_named)]
+        problems += preflight(recipe, None, None, hardware)
     else:
         yaml = load_file(accelerate, "accelerate") if accelerate is not None else None
         json = load_file(deepspeed, "deepspeed") if deepspeed is not None else _json_of(yaml, accelerate)
@@ -60,7 +63,7 @@ def check_data(recipe: Recipe) -> list[Problem]:
         if dataset is not None and not Path(dataset).is_dir():
             continue
         try:
-            found = _look_through(name, task)
+            found = _look_through(name, task, ids_rule(recipe, name, _vocabulary(recipe)))
         except InputError as error:
             problems += error.problems
             continue
@@ -72,11 +75,7 @@ def check_data(recipe: Recipe) -> list[Problem]:
 
 def check_tokens(recipe: Recipe) -> list[Problem]:
     """What keeps the recipe's tokenizer from serving its tasks. Looked at where the tokenizer is on this machine."""
-    from lmrecipes.assets import ASSETS, is_cached
-
-    name = recipe.model.tokenizer or recipe.model.pretrained
-    asset = next((asset for asset in ASSETS if asset.name == name), None)
-    here = is_cached(asset) if asset is not None else Path(name).is_dir()
+    here = _is_here(recipe.model.tokenizer or recipe.model.pretrained)
     if recipe.model.tokenizer_vocabulary or not here or not any(task.of_tokens for task in recipe.tasks.values()):
         return []
     from lmrecipes.data.encode import check_tokenizer
@@ -119,14 +118,32 @@ class _Rows:
     duplicates: dict[str, int]
 
 
-def _look_through(name: str, task: Task) -> _Rows:
+def _vocabulary(recipe: Recipe) -> int | None:
+    """How many ids the recipe's model knows, where a task asks and the model is on this machine."""
+    from lmrecipes.data.tokenizer import vocabulary_of
+
+    reads_ids = any(task.source.ids is not None for task in recipe.tasks.values())
+    model = recipe.model
+    here = bool(model.mlp.hidden or model.config) or _is_here(model.tokenizer or model.pretrained)
+    return vocabulary_of(recipe) if reads_ids and here else None
+
+
+def _is_here(name: str) -> bool:
+    """Whether a model or tokenizer is on this machine."""
+    from lmrecipes.assets import ASSETS, is_cached
+
+    asset = next((asset for asset in ASSETS if asset.name == name), None)
+    return is_cached(asset) if asset is not None else Path(name).is_dir()
+
+
+def _look_through(name: str, task: Task, ids: IdsRule | None) -> _Rows:
     """Check every row of a task, block by block. Raises InputError with all problems found."""
     from lmrecipes.data.duplicates import DuplicateCounter
     from lmrecipes.data.progress import progress_in_rows
     from lmrecipes.data.sources import SPLITS, open_rows
     from lmrecipes.data.targets import CheckedRows
 
-    checked = CheckedRows(name, task, open_rows(name, task))
+    checked = CheckedRows(name, task, open_rows(name, task), ids=ids)
     with TemporaryDirectory() as folder, progress_in_rows(f"checking {name}", checked.total) as advance:
         duplicates = DuplicateCounter(Path(folder), SPLITS)
         for rows, pieces in checked.blocks():
@@ -140,11 +157,11 @@ def _look_through(name: str, task: Task) -> _Rows:
 def _check_pair(recipe: Recipe, path: Path, hardware: Hardware, hardware_named: bool) -> list[Problem]:
     yaml = load_file(path, "accelerate")
     json = _json_of(yaml, path)
-    half = next((h for h in ("bf16", "fp16") if h in path.stem.split("_")), recipe.precision.compute)
-    meant = recipe.model_copy(update={"precision": recipe.precision.model_copy(update={"compute": half})})
+    word = word_in_name(path.stem) or pair_word(recipe.precision)
+    meant = recipe.model_copy(update={"precision": precision_of(recipe.precision, word)})
     if not hardware_named:
         processes = yaml.data.get("num_processes")
-        where = "cuda" if half == "fp16" else hardware.device
+        where = "cuda" if word == "fp16" and json is not None else hardware.device
         hardware = replace(
             hardware if where == hardware.device else Hardware("cuda", 1),
             processes=processes if isinstance(processes, int) and processes > 0 else hardware.processes,

@@ -34,6 +34,9 @@ GPUS: dict[str, tuple[tuple[int, int], tuple[int, ...]]] = {
 BF16_CAPABILITY = (8, 0)
 """First compute capability with bf16 tensor cores (Ampere)."""
 
+FP8_CAPABILITY = (8, 9)
+"""First compute capability with fp8 tensor cores (Ada)."""
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -85,11 +88,18 @@ class Hardware:
         memory = f"-{self.memory_gb:g}GB" if self.memory_gb is not None else ""
         return f"{self.processes}x{self.name or self.device}{memory}"
 
-    def why_not(self, precision: str) -> str:
-        """Why `precision` (fp32, bf16, fp16) does not run here, or an empty string."""
-        if precision == "fp16" and self.device == "cpu":
-            return "fp16 training needs a GPU: DeepSpeed refuses it on a CPU and Accelerate silently trains in fp32"
-        if precision == "bf16" and self.compute_capability is not None and self.compute_capability < BF16_CAPABILITY:
+    def why_not(self, precision: str, deepspeed: bool = True) -> str:
+        """Why `precision` (fp32, bf16, pure_bf16, fp16; fp8: natively) does not run here, or an empty string.
+
+        deepspeed: whether DeepSpeed is the engine; plain torch has fp16 on a CPU too, though not a fast one.
+        """
+        if precision == "fp16" and self.device == "cpu" and deepspeed:
+            return "fp16 under DeepSpeed needs a GPU: DeepSpeed refuses it on a CPU"
+        if precision == "fp8" and self.device == "cpu":
+            return "a CPU has no fp8 arithmetic"
+        first = {"bf16": BF16_CAPABILITY, "pure_bf16": BF16_CAPABILITY, "fp8": FP8_CAPABILITY}.get(precision)
+        if first is not None and self.compute_capability is not None and self.compute_capability < first:
             major, minor = self.compute_capability
-            return f"bf16 needs compute capability 8.0 or newer, {self.name or 'this GPU'} has {major}.{minor}"
+            needed = f"{precision.removeprefix('pure_')} needs compute capability {first[0]}.{first[1]} or newer"
+            return f"{needed}, {self.name or 'this GPU'} has {major}.{minor}"
         return ""

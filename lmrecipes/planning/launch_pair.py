@@ -16,11 +16,13 @@ import yaml
 from lmrecipes.files import write_text_atomically
 from lmrecipes.planning.batch import plan_batch
 from lmrecipes.planning.hardware import Device
+from lmrecipes.planning.pair_precision import WORDS, PairWord, limits, precision_of, precision_settings
 from lmrecipes.problems import InputError, Problem
-from lmrecipes.recipe import Recipe
+from lmrecipes.recipe import Precision, Recipe
 
 Stage = Literal[0, 1, 2, 3]
-ComputePrecision = Literal["fp32", "bf16", "fp16"]
+Kind = tuple[Stage, PairWord, bool]
+"""ZeRO stage, precision and offload of a pair."""
 
 BUCKET_ELEMENTS = 50_000_000
 """Elements of one reduce or gather bucket: 100 MB in 16 bits, a fifth of DeepSpeed's default."""
@@ -29,7 +31,7 @@ STEPS_PER_PRINT = 1_000_000_000
 """DeepSpeed's own progress lines: never; metrics.jsonl is the record."""
 
 
-STANDARD_PAIRS: tuple[tuple[Stage, ComputePrecision, bool], ...] = (
+STANDARD_PAIRS: tuple[Kind, ...] = (
     (1, "bf16", False),
     (2, "bf16", False),
     (3, "bf16", False),
@@ -39,7 +41,19 @@ STANDARD_PAIRS: tuple[tuple[Stage, ComputePrecision, bool], ...] = (
     (2, "bf16", True),
     (3, "bf16", True),
 )
-"""ZeRO stage, precision and offload of the pairs that every recipe's folder holds."""
+"""The pairs in the folder of a recipe whose layers compute alike."""
+
+BY_LAYER_PAIRS: tuple[Kind, ...] = (
+    (1, "fp32", False),
+    (2, "fp32", False),
+    (3, "fp32", False),
+    (2, "fp32", True),
+    (3, "fp32", True),
+)
+"""Of a recipe whose layers have formats of their own."""
+
+PURE_PAIRS: tuple[Kind, ...] = ((1, "pure_bf16", False), (2, "pure_bf16", False), (3, "pure_bf16", False))
+"""Of a recipe without fp32 master weights."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,12 @@ class LaunchPair:
     accelerate: dict[str, Any]
 
 
+def standard_pairs(precision: Precision) -> tuple[Kind, ...]:
+    """The pairs that the folder of a recipe of this precision holds: those that can run."""
+    pairs = PURE_PAIRS if precision.pure else BY_LAYER_PAIRS if precision.by_layer else STANDARD_PAIRS
+    return tuple(kind for kind in pairs if not list(limits(precision_of(precision, kind[1]), kind[0], kind[2])))
+
+
 def pair_name(zero: int, precision: str, offload: bool = False) -> str:
     """Name of a pair, for example `zero2_bf16` or `zero3_bf16_offload`."""
     return f"zero{zero}_{precision}" + ("_offload" if offload else "")
@@ -59,7 +79,7 @@ def pair_name(zero: int, precision: str, offload: bool = False) -> str:
 def launch_pair(
     recipe: Recipe,
     zero: Stage,
-    precision: ComputePrecision,
+    precision: PairWord,
     processes: int,
     device: Device,
     offload: bool = False,
@@ -68,18 +88,20 @@ def launch_pair(
     """The launch configuration of a recipe.
 
     zero: ZeRO stage: 0 nothing, 1 optimizer states, 2 and gradients, 3 and parameters are split over the ranks.
+    precision: `pair_word(recipe.precision)`, or another word for a run with `--precision` flags that say so.
     processes: ranks in all, on one machine.
     offload: optimizer states (and at stage 3 the parameters) live in the memory of the host.
     json_path: how the YAML names the JSON, relative to where the run starts; default `recipes/<recipe>/<pair>.json`.
 
-    Raises InputError for what cannot run right: fp16 at stage 0 (DeepSpeed#8393) or on a CPU, offload at stage 0.
+    Raises InputError for what cannot run right: fp16 at stage 0 (DeepSpeed#8393) or on a CPU, offload at stage 0, and
+    the `limits` of DeepSpeed.
     """
     name = pair_name(zero, precision, offload)
-    _refuse_what_cannot_run(zero, precision, processes, device, offload)
+    _refuse_what_cannot_run(recipe, zero, precision, processes, device, offload)
     deepspeed = {
         **_batch_settings(recipe, processes),
         "gradient_clipping": recipe.optimizer.gradient_clipping,
-        **_precision_settings(zero, precision),
+        **precision_settings(zero, precision_of(recipe.precision, precision)),
         "zero_optimization": _zero_settings(zero, device, offload),
         "zero_allow_untested_optimizer": True,
         # With true and offload Accelerate replaces the run's optimizer: SGD by Adam, decoupled weight decay by L2.
@@ -122,7 +144,9 @@ def write_ddp_yaml(processes: int, device: Device, folder: str | Path) -> Path:
     return path
 
 
-def _refuse_what_cannot_run(zero: int, precision: str, processes: int, device: str, offload: bool) -> None:
+def _refuse_what_cannot_run(
+    recipe: Recipe, zero: int, precision: PairWord, processes: int, device: str, offload: bool
+) -> None:
     problems = []
 
     def refuse(where: str, what: str, fix: str, id: str) -> None:
@@ -130,8 +154,11 @@ def _refuse_what_cannot_run(zero: int, precision: str, processes: int, device: s
 
     if zero not in (0, 1, 2, 3):
         refuse("zero", f"{zero!r} is not a ZeRO stage", "use 0, 1, 2 or 3", "stage-type")
-    if precision not in ("fp32", "bf16", "fp16"):
-        refuse("precision", f"{precision!r} is not known", "use fp32, bf16 or fp16", "precision-mismatch")
+    if precision not in WORDS:
+        refuse("precision", f"{precision!r} is not known", f"use one of {', '.join(WORDS)}", "precision-mismatch")
+    else:
+        for limit in limits(precision_of(recipe.precision, precision), zero, offload):
+            refuse(limit.field, limit.what, limit.fix, limit.id)
     if processes < 1:
         refuse("processes", f"{processes} processes were asked for", "use 1 or more", "nproc")
     if precision == "fp16" and zero == 0:
@@ -155,32 +182,6 @@ def _batch_settings(recipe: Recipe, processes: int) -> dict[str, int]:
         "train_micro_batch_size_per_gpu": plan.micro_examples,
         "gradient_accumulation_steps": plan.accumulation,
     }
-
-
-def _precision_settings(zero: int, precision: str) -> dict[str, Any]:
-    """The precision sections, all of them stated: Accelerate adds what it misses.
-
-    fp32 accumulation and communication keep the accumulated gradient within 1e-6 of exact; DeepSpeed's default for bf16
-    is 1% off at 64 micro-batches. bf16 at stage 0 is torch's autocast: DeepSpeed's own takes an empty Adam step first.
-    """
-    settings: dict[str, Any] = {"bf16": {"enabled": False}, "fp16": {"enabled": False}}
-    if precision == "bf16" and zero == 0:
-        settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-        return settings
-    if precision == "bf16":
-        settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
-    if precision == "fp16":
-        settings["fp16"] = {
-            "enabled": True,
-            "auto_cast": False,
-            "loss_scale": 0,  # 0: dynamic
-            "initial_scale_power": 16,
-            "loss_scale_window": 1000,
-            "hysteresis": 2,
-            "consecutive_hysteresis": False,
-            "min_loss_scale": 1,
-        }
-    return {**settings, "data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
 
 
 def _zero_settings(zero: int, device: str, offload: bool) -> dict[str, Any]:

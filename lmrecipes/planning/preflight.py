@@ -6,19 +6,26 @@ cannot be read is a problem of its own, and the rules then speak about the rest.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from lmrecipes.planning import rules_accelerate, rules_agreement, rules_deepspeed
+from lmrecipes.planning import rules_accelerate, rules_agreement, rules_deepspeed, rules_precision
 from lmrecipes.planning.hardware import Hardware
-from lmrecipes.planning.launch_files import LoadedFile
+from lmrecipes.planning.launch_files import LoadedFile, parse_deepspeed
+from lmrecipes.planning.launch_pair import LaunchPair
 from lmrecipes.planning.launch_view import LaunchView
 from lmrecipes.problems import Problem
 from lmrecipes.recipe import Recipe
 
 Rule = Callable[[LaunchView], Iterable[Problem]]
 
-RULES: tuple[tuple[str, Rule], ...] = (*rules_deepspeed.RULES, *rules_accelerate.RULES, *rules_agreement.RULES)
+RULES: tuple[tuple[str, Rule], ...] = (
+    *rules_deepspeed.RULES,
+    *rules_accelerate.RULES,
+    *rules_precision.RULES,
+    *rules_agreement.RULES,
+)
 """Every rule with its stable id, in the order in which problems are shown."""
 
 
@@ -34,6 +41,12 @@ def preflight(
     for id, rule in RULES:
         problems += [replace(problem, id=id) for problem in rule(view)]
     return problems
+
+
+def preflight_pair(recipe: Recipe, pair: LaunchPair | None, hardware: Hardware) -> list[Problem]:
+    """As `preflight`, of a pair that is not written yet, or of plain torch."""
+    text = parse_deepspeed(json.dumps(pair.deepspeed), f"{pair.name}.json") if pair is not None else None
+    return preflight(recipe, text, None, hardware)
 
 
 def named_json(accelerate: LoadedFile) -> str | None:

@@ -82,9 +82,6 @@ def unsupported_features(view: LaunchView) -> Iterator[Problem]:
         ("managed_gradient_accumulation", True),
         ("prescale_gradients", False),
         ("gradient_predivide_factor", 1),
-        ("bf16.bf16_master_weights_and_grads", False),
-        ("bf16.bf16_optimizer_states", False),
-        ("fp16.fp16_master_weights_and_grads", False),
         ("zero_optimization.ignore_unused_parameters", True),
     ):
         value = view.json(path, wanted)
@@ -134,7 +131,7 @@ def auto_precision(view: LaunchView) -> Iterator[Problem]:
             if value == "auto":
                 what = '"auto" becomes false wherever nobody fills it: a silent fp32 run'
                 yield view.json_problem(
-                    path, what, f"the recipe says {view.recipe.precision.compute}: write true or false"
+                    path, what, f"the recipe's JSON is one for {view.recipe.precision.section}: write true or false"
                 )
 
 

@@ -8,6 +8,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,12 +16,15 @@ import yaml
 from lmrecipes.planning.hardware import Hardware
 from lmrecipes.planning.launch_files import load_file
 from lmrecipes.planning.launch_pair import (
+    STANDARD_PAIRS,
     launch_pair,
     pair_name,
     plain_ddp_yaml,
+    standard_pairs,
     write_ddp_yaml,
     write_pair,
 )
+from lmrecipes.planning.pair_precision import pair_word, precision_of, word_in_name
 from lmrecipes.planning.preflight import named_json, preflight
 from lmrecipes.problems import InputError
 from lmrecipes.recipe import Batch, Optimizer, Precision, Recipe, Source, Task
@@ -43,6 +47,20 @@ def recipe_for(precision: str = "bf16", optimizer: str = "adamw", examples: int 
         optimizer=Optimizer(name=optimizer, gradient_clipping=0.5),
         precision=Precision(compute=precision),
     )
+
+
+def with_precision(**precision: Any) -> Recipe:
+    return recipe_for().model_copy(update={"precision": Precision.model_validate(precision)})
+
+
+BF16_SUMS = with_precision(accumulation="bf16")
+PURE = with_precision(master_weights="none")
+PURE_FP32_SUMS = with_precision(master_weights="none", accumulation="fp32")
+BY_LAYER = with_precision(layers={"*": "fp8", "heads.*": "fp32"})
+STATIC = with_precision(compute="fp16", loss_scaling={"kind": "static", "initial": 1024.0})
+GROWING = with_precision(compute="fp16", loss_scaling={"initial": 256.0, "growth_interval": 7})
+DECLARED = [(recipe, zero) for recipe in (BF16_SUMS, PURE, BY_LAYER, STATIC, GROWING) for zero in (1, 2, 3)]
+DECLARED += [(BY_LAYER, 0), (PURE_FP32_SUMS, 2), (PURE_FP32_SUMS, 3), (with_precision(reduction="bf16"), 0)]
 
 
 @pytest.mark.parametrize(("zero", "precision", "offload"), RUNNABLE)
@@ -92,6 +110,69 @@ def test_settings_are_concrete_and_leave_training_to_the_recipe():
     assert settings["zero_allow_untested_optimizer"] is True
 
 
+def test_the_word_of_a_pair():
+    assert [pair_word(recipe.precision) for recipe in (BF16_SUMS, PURE, BY_LAYER, STATIC)] == [
+        "bf16",
+        "pure_bf16",
+        "fp32",
+        "fp16",
+    ]
+    pure_layers = with_precision(master_weights="none", layers={"*": "fp8"})
+    assert pair_word(pure_layers.precision) == "pure_bf16"
+    names = ["zero2_pure_bf16", "zero3_bf16_offload", "zero1_fp32", "ddp", "bf16"]
+    assert [word_in_name(name) for name in names] == ["pure_bf16", "bf16", "fp32", None, "bf16"]
+
+
+def test_another_word_than_the_recipes_is_for_a_run_with_flags():
+    assert precision_of(STATIC.precision, "fp16") is STATIC.precision
+    assert precision_of(STATIC.precision, "bf16") == Precision(compute="bf16")
+    assert precision_of(BY_LAYER.precision, "pure_bf16") == Precision(master_weights="none")
+    assert (
+        launch_pair(PURE, 2, "bf16", 2, "cuda").deepspeed == launch_pair(recipe_for(), 2, "bf16", 2, "cuda").deepspeed
+    )
+
+
+def test_pure_bf16_says_so_in_full():
+    pair = launch_pair(PURE, 2, "pure_bf16", 2, "cuda")
+    assert pair.name == "zero2_pure_bf16"
+    assert pair.deepspeed["bf16"] == {
+        "enabled": True,
+        "check_grad_overflow": True,
+        "bf16_master_weights_and_grads": True,
+        "bf16_optimizer_states": True,
+    }
+    assert pair.deepspeed["data_types"] == {"grad_accum_dtype": "bf16"}
+    assert pair.deepspeed["communication_data_type"] == "bf16"
+
+
+def test_sums_and_loss_scale_come_from_the_recipe():
+    sums = launch_pair(with_precision(accumulation="bf16", reduction="fp32"), 2, "bf16", 2, "cuda").deepspeed
+    assert (sums["data_types"]["grad_accum_dtype"], sums["communication_data_type"]) == ("bf16", "fp32")
+    stage0 = launch_pair(with_precision(reduction="bf16"), 0, "bf16", 2, "cuda").deepspeed
+    assert stage0["communication_data_type"] == "bf16"
+    assert launch_pair(STATIC, 2, "fp16", 2, "cuda").deepspeed["fp16"]["loss_scale"] == 1024
+    scaled = launch_pair(GROWING, 2, "fp16", 2, "cuda").deepspeed["fp16"]
+    assert (scaled["loss_scale"], scaled["initial_scale_power"], scaled["loss_scale_window"]) == (0, 8, 7)
+
+
+def test_formats_by_layer_stand_on_fp32_weights():
+    for zero in (0, 1, 2, 3):
+        settings = launch_pair(BY_LAYER, zero, "fp32", 2, "cuda").deepspeed
+        assert settings["bf16"] == settings["fp16"] == {"enabled": False}
+        assert "torch_autocast" not in settings
+
+
+def test_each_kind_of_recipe_has_standard_pairs():
+    assert standard_pairs(BF16_SUMS.precision) == STANDARD_PAIRS
+    assert {word for _, word, _ in standard_pairs(BY_LAYER.precision)} == {"fp32"}
+    assert [(zero, word) for zero, word, _ in standard_pairs(PURE.precision)] == [
+        (1, "pure_bf16"),
+        (2, "pure_bf16"),
+        (3, "pure_bf16"),
+    ]
+    assert [zero for zero, _, _ in standard_pairs(PURE_FP32_SUMS.precision)] == [2, 3]
+
+
 def test_bf16_at_stage_0_is_torch_autocast():
     settings = launch_pair(recipe_for(), 0, "bf16", 2, "cpu").deepspeed
     assert settings["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
@@ -114,6 +195,10 @@ def test_the_optimizer_of_the_run_is_never_replaced(offload, optimizer):
         ({"zero": 4}, "stage-type"),
         ({"precision": "fp8"}, "precision-mismatch"),
         ({"processes": 0}, "nproc"),
+        ({"zero": 0, "precision": "pure_bf16"}, "pure-zero0"),
+        ({"precision": "pure_bf16", "offload": True}, "pure-offload"),
+        ({"zero": 1, "precision": "pure_bf16", "recipe": PURE_FP32_SUMS}, "pure-accumulation"),
+        ({"zero": 0, "recipe": BF16_SUMS}, "accumulation-dtype"),
     ],
 )
 def test_what_cannot_run_is_refused(arguments, id):
@@ -178,6 +263,10 @@ for name in sys.argv[1:]:
         "autocast": str(settings.torch_autocast_dtype), "clip": settings.gradient_clipping,
         "type": launch.distributed_type.value, "processes": launch.num_processes,
         "zero_init": plugin.zero3_init_flag,
+        "pure": [getattr(settings.bfloat16_config, "bf16_" + key)
+                 for key in ("master_weights_and_grads", "optimizer_states")],
+        "sums": settings.grad_accum_dtype, "reduced": str(settings.communication_data_type),
+        "scale": settings.float16_config.loss_scale,
     }))
 """
 
@@ -188,13 +277,26 @@ def test_deepspeed_and_accelerate_accept_every_pair(tmp_path):
         pair = launch_pair(recipe_for(precision), zero, precision, 2, "cuda", offload)
         write_pair(pair, tmp_path)
         names.append(str(tmp_path / pair.name))
+    for number, (recipe, zero) in enumerate(DECLARED):
+        folder = tmp_path / str(number)
+        write_pair(launch_pair(recipe, zero, pair_word(recipe.precision), 2, "cuda"), folder)
+        names.append(str(folder / pair_name(zero, pair_word(recipe.precision))))
     environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
     command = [sys.executable, "-c", ACCEPT, *names]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     results = [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("RESULT")]
-    assert len(results) == len(RUNNABLE)
-    for (zero, precision, _), result in zip(RUNNABLE, results, strict=True):
+    assert len(results) == len(RUNNABLE) + len(DECLARED)
+    for (recipe, _), result in zip(DECLARED, results[len(RUNNABLE) :], strict=True):
+        declared = recipe.precision
+        sums = {None: None, "fp32": "torch.float32", "bf16": "torch.bfloat16"}
+        assert result["pure"] == [declared.pure, declared.pure]
+        if declared.section != "bf16" or result["stage"][0] > 0:
+            assert result["sums"] == declared.accumulated
+        assert result["reduced"] == sums[declared.reduced]
+        assert result["scale"] == (1024 if recipe is STATIC else 0)
+    for (zero, precision, _), result in zip(RUNNABLE, results, strict=False):
+        del result["pure"], result["sums"], result["reduced"], result["scale"]
         assert result == {
             "stage": [zero, zero],
             "accumulation": [4, 4],
@@ -259,14 +361,16 @@ def test_committed_launch_files_are_clean_on_gpus_and_on_a_cpu(path):
     if settings is not None:
         assert json_path == str(path.with_suffix(".json"))
         assert settings.readable
-        precision = next((p for p in ("bf16", "fp16", "fp32") if p in path.stem), recipe.precision.compute)
-        recipe = recipe.model_copy(update={"precision": Precision(compute=precision)})
+        precision = precision_of(recipe.precision, word_in_name(path.stem))
+        recipe = recipe.model_copy(update={"precision": precision})
     processes = launch.data["num_processes"]
     machines = [Hardware("cuda", processes, (8, 0))]
     if "fp16" not in path.stem:
         machines.append(Hardware("cpu", processes))
     for machine in machines:
-        assert preflight(recipe, settings, launch, machine) == []
+        problems = preflight(recipe, settings, launch, machine)
+        assert [problem for problem in problems if problem.id not in ("fp8-hw", "fp16-cpu")] == []
+        assert not any(problem.severity == "error" for problem in problems)
 
 
 def test_every_committed_json_has_its_yaml():

@@ -18,6 +18,7 @@ from lmrecipes.planning.hardware import GPUS, Hardware
 from lmrecipes.planning.launch_files import load_file, parse_accelerate, parse_deepspeed
 from lmrecipes.planning.launch_pair import launch_pair
 from lmrecipes.planning.launch_view import mappings
+from lmrecipes.planning.pair_precision import limits, pair_word
 from lmrecipes.planning.preflight import RULES, named_json, preflight
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe import Batch, Optimizer, Precision, Recipe, Source, Task
@@ -26,13 +27,13 @@ GPU = Hardware.parse("2xA100")
 REMOVE = object()
 
 
-def recipe_for(precision: str = "bf16", optimizer: str = "adamw", clipping: float = 1.0) -> Recipe:
+def recipe_for(precision: str = "bf16", optimizer: str = "adamw", clipping: float = 1.0, **more: Any) -> Recipe:
     return Recipe(
         name="demo",
         tasks={"reviews": Task(kind="classification", source=Source(files="reviews.jsonl"))},
         batch=Batch(examples=64, micro_examples=8),
         optimizer=Optimizer(name=optimizer, gradient_clipping=clipping),
-        precision=Precision(compute=precision),
+        precision=Precision(compute=precision, **more),
     )
 
 
@@ -58,15 +59,20 @@ def check(
     precision: str = "bf16",
     recipe: Recipe | None = None,
     hardware: Hardware = GPU,
+    said: Recipe | None = None,
 ) -> list[Problem]:
-    """Problems of a generated pair after some changes."""
+    """Problems of a pair generated for `recipe` after some changes; `said`: the recipe that it is then used with."""
     recipe = recipe or recipe_for(precision)
-    pair = launch_pair(recipe, zero, precision, 2, "cuda")
+    word = precision if recipe.precision.compute != precision else pair_word(recipe.precision)
+    pair = launch_pair(recipe, zero, word, 2, "cuda")
     deepspeed = parse_deepspeed(json.dumps(changed(pair.deepspeed, json_changes or {})), f"{pair.name}.json")
     accelerate = parse_accelerate(yaml.safe_dump(changed(pair.accelerate, yaml_changes or {})), f"{pair.name}.yaml")
-    return preflight(recipe, deepspeed, accelerate, hardware)
+    return preflight(said or recipe, deepspeed, accelerate, hardware)
 
 
+PURE = recipe_for(master_weights="none")
+BY_LAYER = recipe_for(layers={"*": "fp8", "heads.*": "fp32"}, fp8="emulated")
+STATIC = recipe_for("fp16", loss_scaling={"kind": "static", "initial": 1024.0})
 ZERO = "zero_optimization"
 CPU_OFFLOAD = {"device": "cpu"}
 
@@ -106,7 +112,84 @@ BROKEN_JSON = [
     ("ds-unsupported", "error", {"data_efficiency": {"enabled": True}}, "data_efficiency", {}),
     ("ds-unsupported", "error", {f"{ZERO}.zero_quantized_weights": True}, f"{ZERO}.zero_quantized_weights", {}),
     ("ds-unsupported", "error", {"gradient_allreduce_op": "sum"}, "gradient_allreduce_op", {}),
-    ("ds-unsupported", "error", {"bf16.bf16_optimizer_states": True}, "bf16.bf16_optimizer_states", {}),
+    ("masters-mismatch", "error", {"bf16.bf16_optimizer_states": True}, "bf16.bf16_optimizer_states", {}),
+    (
+        "masters-mismatch",
+        "error",
+        {"bf16.bf16_optimizer_states": REMOVE},
+        "bf16.bf16_optimizer_states",
+        {"recipe": PURE},
+    ),
+    (
+        "masters-mismatch",
+        "error",
+        {"bf16.bf16_master_weights_and_grads": False},
+        "bf16.bf16_master_weights_and_grads",
+        {"recipe": PURE},
+    ),
+    (
+        "masters-mismatch",
+        "error",
+        {"bf16.enabled": False, "torch_autocast": {"enabled": True, "dtype": "bf16"}},
+        "torch_autocast.enabled",
+        {"recipe": PURE},
+    ),
+    (
+        "masters-mismatch",
+        "error",
+        {"fp16.fp16_master_weights_and_grads": True},
+        "fp16.fp16_master_weights_and_grads",
+        {"precision": "fp16"},
+    ),
+    ("loss-scale", "error", {"fp16.loss_scale": 128}, "fp16.loss_scale", {"precision": "fp16"}),
+    ("loss-scale", "error", {"fp16.loss_scale": REMOVE}, "fp16.loss_scale", {"recipe": STATIC, "precision": "fp16"}),
+    ("loss-scale", "error", {"fp16.initial_scale_power": 8}, "fp16.initial_scale_power", {"precision": "fp16"}),
+    ("loss-scale", "error", {"fp16.loss_scale_window": 10**9}, "fp16.loss_scale_window", {"precision": "fp16"}),
+    ("pure-zero0", "error", {f"{ZERO}.stage": 0}, f"{ZERO}.stage", {"recipe": PURE}),
+    (
+        "pure-offload",
+        "error",
+        {f"{ZERO}.offload_optimizer": CPU_OFFLOAD},
+        f"{ZERO}.offload_optimizer",
+        {"recipe": PURE},
+    ),
+    (
+        "pure-accumulation",
+        "error",
+        {f"{ZERO}.stage": 1},
+        "data_types.grad_accum_dtype",
+        {"recipe": recipe_for(master_weights="none", accumulation="fp32")},
+    ),
+    (
+        "accumulation-dtype",
+        "error",
+        {},
+        "data_types.grad_accum_dtype",
+        {"zero": 0, "said": recipe_for(accumulation="bf16")},
+    ),
+    ("precision-mismatch", "error", {}, "bf16.enabled", {"said": BY_LAYER}),
+    (
+        "bf16-grad-accum",
+        "error",
+        {},
+        "data_types.grad_accum_dtype",
+        {"said": recipe_for(accumulation="bf16", reduction="fp32")},
+    ),
+    ("bf16-grad-accum", "error", {}, "communication_data_type", {"said": recipe_for(reduction="bf16")}),
+    (
+        "bf16-grad-accum",
+        "error",
+        {"communication_data_type": "bf16"},
+        "communication_data_type",
+        {"recipe": recipe_for(reduction="fp32")},
+    ),
+    (
+        "bf16-grad-accum",
+        "error",
+        {"data_types": REMOVE},
+        "data_types.grad_accum_dtype",
+        {"recipe": recipe_for(accumulation="fp32")},
+    ),
     ("ds-value", "error", {"bf16.check_grad_overflow": "yes"}, "bf16.check_grad_overflow", {}),
     ("ds-value", "error", {"gradient_clipping": "1.0"}, "gradient_clipping", {}),
     ("ds-value", "error", {f"{ZERO}.reduce_bucket_size": 0.5}, f"{ZERO}.reduce_bucket_size", {}),
@@ -176,7 +259,7 @@ BROKEN_JSON = [
     ("precision-mismatch", "error", {"torch_autocast.dtype": REMOVE}, "torch_autocast.enabled", {"zero": 0}),
     (
         "bf16-zero0",
-        "warning",
+        "error",
         {"torch_autocast": REMOVE, "bf16.enabled": True},
         "bf16.enabled",
         {"zero": 0},
@@ -196,16 +279,16 @@ BROKEN_JSON = [
         "torch_autocast.dtype",
         {"precision": "fp16"},
     ),
-    ("bf16-grad-accum", "warning", {"data_types": REMOVE}, "data_types.grad_accum_dtype", {}),
-    ("bf16-grad-accum", "warning", {"communication_data_type": REMOVE}, "communication_data_type", {}),
+    ("bf16-grad-accum", "error", {"data_types": REMOVE}, "data_types.grad_accum_dtype", {}),
+    ("bf16-grad-accum", "error", {"communication_data_type": REMOVE}, "communication_data_type", {}),
     (
         "bf16-grad-accum",
-        "warning",
+        "error",
         {"bf16.enabled": False, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}},
         "torch_autocast.enabled",
         {},
     ),
-    ("fp16-grad-accum", "warning", {"data_types": REMOVE}, "data_types.grad_accum_dtype", {"precision": "fp16"}),
+    ("fp16-grad-accum", "error", {"data_types": REMOVE}, "data_types.grad_accum_dtype", {"precision": "fp16"}),
     ("clip-mismatch", "error", {"gradient_clipping": 0.5}, "gradient_clipping", {}),
     ("clip-mismatch", "warning", {"gradient_clipping": REMOVE}, "gradient_clipping", {}),
     (
@@ -319,7 +402,7 @@ def assert_only(problems: list[Problem], id: str, severity: str, suffix: str, wh
 
 def test_every_rule_has_a_broken_example():
     covered = {case[0] for case in [*BROKEN_JSON, *BROKEN_YAML]}
-    assert covered == {id for id, _ in RULES}
+    assert covered | {"fp8-hw", "fp16-cpu"} == {id for id, _ in RULES}
     assert len({id for id, _ in RULES}) == len(RULES)
 
 
@@ -382,6 +465,78 @@ def test_a_switch_that_only_deepspeed_reads_as_on_counts_as_on(word):
     assert [p.id for p in check({"fp16.enabled": word})] == ["ds-value", "fp16-and-bf16"]
 
 
+@pytest.mark.parametrize(
+    "precision",
+    [
+        {"accumulation": "bf16"},
+        {"reduction": "bf16"},
+        {"master_weights": "none"},
+        {"master_weights": "none", "accumulation": "fp32"},
+        {"master_weights": "none", "reduction": "fp32", "rounding": "kahan"},
+        {"master_weights": "none", "layers": {"*": "fp8"}, "fp8": "emulated"},
+        {"layers": {"*": "fp8"}, "fp8": "emulated"},
+        {"compute": "fp16", "loss_scaling": {"kind": "static", "initial": 256.0}},
+        {"compute": "fp16", "loss_scaling": {"initial": 2.0, "growth_interval": 5}},
+        {"compute": "fp16", "accumulation": "fp16"},
+    ],
+    ids=str,
+)
+def test_what_the_recipe_declares_is_what_the_json_says(precision):
+    recipe = recipe_for(
+        **{"precision": precision.get("compute", "bf16")} | {k: v for k, v in precision.items() if k != "compute"}
+    )
+    for zero in (1, 2, 3):
+        if not list(limits(recipe.precision, zero)):
+            assert check(zero=zero, recipe=recipe, precision=recipe.precision.compute) == []
+
+
+def ids(recipe: Recipe, machine: str) -> list[tuple[str, str, str]]:
+    found = preflight(recipe, None, None, Hardware.parse(machine))
+    return [(problem.id, problem.severity, problem.where) for problem in found]
+
+
+def test_fp16_on_a_cpu_is_right_but_slow_without_deepspeed():
+    slow = ("fp16-cpu", "warning")
+    assert ids(recipe_for("fp16"), "2xcpu") == [(*slow, "precision.compute")]
+    assert ids(recipe_for(layers={"*": "fp16"}), "cpu") == [(*slow, "precision.layers")]
+    assert ids(recipe_for("fp16"), "A100") == []
+    layers = recipe_for(layers={"*": "fp16"})
+    assert [p.id for p in check(recipe=layers, hardware=Hardware.parse("2xcpu"))] == ["fp16-cpu"]
+    [refused] = check(precision="fp16", hardware=Hardware.parse("2xcpu"))
+    assert "DeepSpeed" in refused.what
+
+
+@pytest.mark.parametrize("rules", [{"layers": {"*": "fp8"}}, {"changes": [{"at": 0.5, "layers": {"*": "fp8_e4m3"}}]}])
+def test_fp8_where_the_hardware_has_none(rules):
+    for machine, reason in (("A100", "compute capability 8.9"), ("cpu", "a CPU has no fp8")):
+        [native] = preflight(recipe_for(fp8="native", **rules), None, None, Hardware.parse(machine))
+        assert (native.id, native.severity, native.where) == ("fp8-hw", "error", "precision.fp8")
+        assert reason in native.what
+        [auto] = preflight(recipe_for(**rules), None, None, Hardware.parse(machine))
+        assert (auto.id, auto.severity) == ("fp8-hw", "warning")
+        assert "saves no time" in auto.what
+        assert ids(recipe_for(fp8="emulated", **rules), machine) == []
+    for machine in ("H100", "L40S"):
+        assert ids(recipe_for(fp8="native", **rules), machine) == []
+
+
+def test_layers_in_bf16_need_hardware_for_it_too():
+    assert ids(recipe_for("fp32", layers={"heads.*": "bf16"}), "V100") == [
+        ("precision-hw", "error", "precision.layers")
+    ]
+    assert [p.id for p in check(recipe=recipe_for(layers={"a": "fp32"}), hardware=Hardware.parse("2xV100"))] == [
+        "precision-hw"
+    ]
+    assert ids(recipe_for("fp32", layers={"heads.*": "fp16"}), "V100") == []
+
+
+def test_plain_torch_sums_gradients_in_the_dtype_of_the_weights():
+    wrong = [("accumulation-dtype", "error", "precision.accumulation")]
+    assert ids(recipe_for(accumulation="bf16"), "2xA100") == wrong
+    assert ids(recipe_for(master_weights="none", accumulation="fp32"), "2xA100") == wrong
+    assert ids(recipe_for(master_weights="none"), "2xA100") == ids(recipe_for(reduction="bf16"), "2xA100") == []
+
+
 def test_the_json_decides_what_the_hardware_must_be_able_to():
     problems = check({}, recipe=recipe_for("fp32"), hardware=Hardware.parse("2xV100"))
     assert [p.id for p in problems] == ["precision-mismatch", "precision-hw"]
@@ -395,6 +550,11 @@ def test_batch_is_compared_at_the_world_size_of_the_yaml_else_of_the_hardware():
     assert [p.id for p in preflight(recipe, settings, None, Hardware.parse("2xA100"))] == ["ga-mismatch"]
     launch = parse_accelerate(yaml.safe_dump(pair.accelerate), "zero2_bf16.yaml")
     assert [p.id for p in preflight(recipe, settings, launch, Hardware.parse("8xA100"))] == ["nproc"]
+
+
+def test_a_static_loss_scale_makes_the_keys_of_a_dynamic_one_idle():
+    idle = {"fp16.initial_scale_power": 8, "fp16.loss_scale_window": 5}
+    assert check(idle, recipe=STATIC, precision="fp16") == []
 
 
 def test_a_complete_train_batch_size_is_accepted():
@@ -646,7 +806,7 @@ def test_unknown_hardware_gets_a_hint():
 
 def test_planning_imports_no_framework():
     code = (
-        "import sys, lmrecipes.planning.preflight, lmrecipes.planning.launch_pair\n"
+        "import sys, lmrecipes.planning.preflight, lmrecipes.planning.launch_pair, lmrecipes.plan\n"
         "print([m for m in ('torch', 'deepspeed', 'accelerate', 'transformers', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
