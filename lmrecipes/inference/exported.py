@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 
 from lmrecipes.models.heads import HeadSpec
 from lmrecipes.models.loading import load_trunk
+from lmrecipes.models.mlp import MlpTrunk, is_perceptron, load_perceptron
 from lmrecipes.models.multitask import MultiTaskModel
+from lmrecipes.models.trunk import Trunk
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe import Model
 
@@ -19,7 +21,8 @@ from lmrecipes.recipe import Model
 class ExportedModel:
     """A model read back, in fp32 on the CPU, with what is needed to use it.
 
-    compute, autocast: the arithmetic that it was trained in; autocast: fp32 weights cast at each product.
+    compute, autocast: the arithmetic that it was trained in; autocast: fp32 weights cast at each product. Of formats by
+    layer nothing is kept: such a model predicts in what all its other modules were computed in.
     """
 
     model: MultiTaskModel
@@ -39,9 +42,12 @@ def load_exported(folder: Path) -> ExportedModel:
     heads, own = folder / "heads.safetensors", [spec for spec in specs.values() if not spec.of_tokens]
     if own and not heads.is_file():
         raise not_exported(folder, [heads.name])
-    model = Model(pretrained=str(folder), pooling=saved["pooling"], max_length=saved["max_length"])
     half, language = saved["compute"] != "fp32", len(own) < len(specs)
-    trunk = load_trunk(model, 0, "auto", half, language)  # the attention of a run in the default layout
+    if is_perceptron(folder):
+        trunk: Trunk = MlpTrunk(load_perceptron(folder))
+    else:
+        model = Model(pretrained=str(folder), pooling=saved["pooling"], max_length=saved["max_length"])
+        trunk = load_trunk(model, 0, "auto", half, language)  # the attention of a run in the default layout
     whole = MultiTaskModel(trunk, specs)
     if own:
         whole.heads.load_state_dict(load_file(heads))

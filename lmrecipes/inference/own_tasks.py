@@ -66,5 +66,5 @@ def evaluate_run(run: RunFolder, only: str | None = None, data: Path | None = No
 
 def _file_source(source: Source, data: Path) -> Source:
     """The task's columns read from another file, which stands for every split."""
-    columns = source.model_dump(include={"text", "text_pair", "label", "label_separator", "chat", "on_bad_row"})
+    columns = source.model_dump(include={"text", "text_pair", "ids", "label", "label_separator", "chat", "on_bad_row"})
     return Source(splits={"train": str(data), "validation": str(data), "test": str(data)}, **columns)

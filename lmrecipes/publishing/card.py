@@ -10,7 +10,7 @@ from typing import Any
 from lmrecipes.catalogue import ASSETS, Asset
 from lmrecipes.files import write_text_atomically
 from lmrecipes.publishing.metadata import adapters, base_on_hub, front_matter, hub_dataset
-from lmrecipes.publishing.usage import usage
+from lmrecipes.publishing.usage import usage, usage_of_mlp
 from lmrecipes.recipe import TOKEN_KINDS
 from lmrecipes.run_folder import RunFolder
 from lmrecipes.tracking.results import duration, hardware, markdown_results, number, words
@@ -32,7 +32,9 @@ def model_card(run: RunFolder, name: str, adapter: bool = False, on_hub: bool = 
     base = record.recipe["model"]["pretrained"] if adapter else None
     sections = {
         "": _about(record),
-        "Use": usage(exported, name, base and (base_on_hub(record) or base), on_hub),
+        "Use": usage_of_mlp(exported, mlp, name, on_hub)
+        if (mlp := _mlp(record))
+        else usage(exported, name, base and (base_on_hub(record) or base), on_hub),
         "Results": _results(record, run),
         "Training data": _data(record),
         "Training": _training(record, exported),
@@ -48,7 +50,10 @@ def _about(record: RunRecord) -> str:
     kinds = {task["kind"] for task in record.tasks.values()}
     said = [f"{recipe['description']}\n\n"] if recipe.get("description") else []
     what = "A causal language model" if kinds & set(TOKEN_KINDS) else "A text encoder with task heads"
-    if model.get("config"):
+    if mlp := _mlp(record):
+        what = f"A multi-layer perceptron ({' - '.join(map(str, (mlp['inputs'], *mlp['hidden'])))}) with task heads"
+        start = "trained from random weights"
+    elif model.get("config"):
         start = f"trained from random weights (`{model['config']['model_type']}`)"
     elif model.get("initialization") == "scratch":
         start = f"trained from random weights (the architecture of {_model_name(record)})"
@@ -59,6 +64,12 @@ def _about(record: RunRecord) -> str:
     tasks = ", ".join(f"`{name}` ({words(task['kind'])})" for name, task in record.tasks.items())
     how_many = "one task" if len(record.tasks) == 1 else f"{len(record.tasks)} tasks at once"
     return "".join(said) + f"{what}, {start} on {how_many}: {tasks}. Trained with lmrecipes.\n"
+
+
+def _mlp(record: RunRecord) -> Mapping[str, Any]:
+    """`model.mlp` of a run whose trunk it is, else nothing."""
+    mlp: Mapping[str, Any] = record.recipe["model"].get("mlp") or {}
+    return mlp if mlp.get("hidden") else {}
 
 
 def _model_name(record: RunRecord) -> str:
@@ -122,20 +133,31 @@ def _source(task: Mapping[str, Any]) -> str:
     return ", ".join(f"`{Path(file).name}`" for file in files or [source.get("dataset") or ""])
 
 
+def _precision(record: RunRecord, exported: Mapping[str, Any]) -> str:
+    """In which formats it was trained."""
+    said, half = record.recipe["precision"], exported["compute"]
+    if said.get("master_weights") == "none":
+        return (
+            f"{half} weights, gradients and optimizer states without fp32 master weights, {said['rounding']} rounding"
+        )
+    if rules := {**said.get("layers", {}), **{k: v for c in said.get("changes", ()) for k, v in c["layers"].items()}}:
+        formats = ", ".join(dict.fromkeys([half, *rules.values()]))
+        return f"products in {formats} by layer, weights cast at each product; optimizer states in fp32"
+    held = "cast at each product" if exported["autocast"] else "beside fp32 master weights"
+    return "fp32" if half == "fp32" else f"{half} products, weights {held}; optimizer states in fp32"
+
+
 def _training(record: RunRecord, exported: Mapping[str, Any]) -> str:
     environment, evaluation = record.environment, record.evaluation or {}
     last = record.metrics[-1] if record.metrics else {}
     tokens = sum(value for key, value in last.items() if key.startswith("tokens/") and value)
     seconds = evaluation.get("seconds_of_training")
     batch = record.recipe["batch"]["examples"]
-    held = "cast at each product" if exported["autocast"] else "beside fp32 master weights"
-    half = exported["compute"]
-    precision = "fp32" if half == "fp32" else f"{half} products, weights {held}; optimizer states in fp32"
     versions = [f"{name} {version}" for name, version in (environment.get("versions") or {}).items()]
     items = {
         "Length": f"{record.step:,} steps of {batch:,} examples, {tokens:,.0f} tokens"
         + (f", {duration(seconds)}" if seconds is not None else ""),
-        "Precision": f"{precision}. Stored in {exported['weights']}, as trained.",
+        "Precision": f"{_precision(record, exported)}. Stored in {exported['weights']}, as trained.",
         "Hardware": hardware(environment),
         "Versions": ", ".join(versions + ([f"commit {c}"] if (c := environment.get("commit")) else [])),
         "Started": environment.get("started", ""),
@@ -149,7 +171,9 @@ def _training(record: RunRecord, exported: Mapping[str, Any]) -> str:
 def _limits(record: RunRecord, exported: Mapping[str, Any], adapter: bool) -> str:
     kinds = {task["kind"] for task in record.tasks.values()}
     said = [
-        f"It was trained on texts of up to {exported['max_length']:,} tokens.",
+        f"It reads rows of exactly {mlp['inputs']:,} intensities; `transformers` cannot load it, lmrecipes does."
+        if (mlp := _mlp(record))
+        else f"It was trained on texts of up to {exported['max_length']:,} tokens.",
         "Results are on held-out rows of the sources above; of other texts they say little.",
     ]
     if base := base_on_hub(record):

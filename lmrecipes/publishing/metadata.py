@@ -24,12 +24,13 @@ def front_matter(record: RunRecord, name: str, adapter: bool) -> str:
 
     kinds = {task["kind"] for task in record.tasks.values()}
     language, base = bool(kinds & set(TOKEN_KINDS)), base_on_hub(record)
+    mlp = (record.recipe["model"].get("mlp") or {}).get("hidden")
     tags = ["lmrecipes", *(["multi-task"] if len(record.tasks) > 1 else []), *(["lora"] if adapters(record) else [])]
     data = ModelCardData(
         base_model=base,
         base_model_relation=None if base is None else "adapter" if adapter else "finetune",
-        library_name="peft" if adapter else "transformers",
-        pipeline_tag="text-generation" if language else "feature-extraction",
+        library_name="lmrecipes" if mlp else "peft" if adapter else "transformers",
+        pipeline_tag="text-generation" if language else None if mlp else "feature-extraction",
         tags=tags + (["conversational"] if "chat" in kinds else []),
         datasets=sorted({found[0] for task in record.tasks.values() if (found := hub_dataset(task))}) or None,
         model_name=name,
@@ -41,7 +42,7 @@ def front_matter(record: RunRecord, name: str, adapter: bool) -> str:
 def base_on_hub(record: RunRecord) -> str | None:
     """The hub's name of the model that the run started from; None for a folder, or for random weights."""
     model = record.recipe["model"]
-    scratch = model.get("config") or model.get("initialization") == "scratch"
+    scratch = model.get("config") or model.get("initialization") == "scratch" or (model.get("mlp") or {}).get("hidden")
     return None if scratch else hub_name(model["pretrained"])
 
 

@@ -50,8 +50,40 @@ print(pooled @ heads["{task}.linear.weight"].T + heads["{task}.linear.bias"])  #
 _MEANING = {
     "regression": "predictions, to be multiplied by {std:.4g} and raised by {mean:.4g}",
     "classification": "logits of {labels}",
+    "probability": "estimated probabilities of {labels}",
     "multi_label": "logits of {labels}, each by itself",
 }
+
+_MLP = """
+from pathlib import Path
+
+import torch
+{download}from lmrecipes.inference.exported import load_exported
+
+model = load_exported({folder}).model
+row = torch.randint({levels}, (1, {inputs}))  # intensities
+print(model.heads["{task}"](model.trunk.model(row)[0]))  # {meaning}
+"""
+
+
+def usage_of_mlp(exported: Mapping[str, Any], mlp: Mapping[str, Any], name: str, on_hub: bool) -> str:
+    """The same of a multi-layer perceptron, which `transformers` does not know. mlp: `model.mlp` of the recipe."""
+    task, spec = next(iter(exported["tasks"].items()))
+    labels = ", ".join(spec["labels"])
+    code = _MLP.format(**_place(name, on_hub), **mlp, task=task, meaning=_meaning(spec, labels))
+    return f"```python\n{code.strip()}\n```\n"
+
+
+def _place(name: str, on_hub: bool) -> dict[str, str]:
+    """How code comes to a model's files."""
+    download = "from huggingface_hub import snapshot_download\n" if on_hub else ""
+    return {"download": download, "folder": f'Path(snapshot_download("{name}"))' if on_hub else f'Path("{name}")'}
+
+
+def _meaning(spec: Mapping[str, Any], labels: str) -> str:
+    """What a head's outputs are."""
+    said = _MEANING["probability" if spec.get("loss") == "mean_squared_error" else spec["kind"]]
+    return said.format(**{**spec, "labels": labels})
 
 
 def usage(exported: Mapping[str, Any], name: str, base: str | None, on_hub: bool) -> str:
@@ -68,10 +100,9 @@ def usage(exported: Mapping[str, Any], name: str, base: str | None, on_hub: bool
         task, spec = headed[0]
         labels = ", ".join(spec["labels"][:4]) + (", ..." if len(spec["labels"]) > 4 else "")
         code += _HEADS.format(
-            download="from huggingface_hub import snapshot_download\n" if on_hub else "",
-            folder=f'Path(snapshot_download("{name}"))' if on_hub else f'Path("{name}")',
+            **_place(name, on_hub),
             pool=_POOL[exported["pooling"]],
             task=task,
-            meaning=_MEANING[spec["kind"]].format(**{**spec, "labels": labels}),
+            meaning=_meaning(spec, labels),
         )
     return f"```python\n{code.strip()}\n```\n"

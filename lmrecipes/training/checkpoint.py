@@ -15,6 +15,7 @@ from typing import Any
 
 from lmrecipes.files import write_json
 from lmrecipes.problems import InputError, Problem
+from lmrecipes.recipe_precision import Precision
 from lmrecipes.run_folder import replace_folder
 from lmrecipes.training.engine import Engine
 
@@ -23,19 +24,22 @@ from lmrecipes.training.engine import Engine
 class RunState:
     """All that a run remembers besides weights and optimizer: the one place for it.
 
-    step: optimizer steps done, which is also the cursor of the data. examples, tokens, supervised (tokens
-    with loss): seen so far by task. steering:
-    of `Steering`, the plan so far and what the next decisions depend on; empty in checkpoints of before there was one.
+    step: optimizer steps done, which is also the cursor of the data. skips_in_a_row: how many of the last ones were
+    skipped. examples, tokens, supervised (tokens with loss): seen so far by task. steering: of `Steering`, the plan so
+    far and what the next decisions depend on. precision: of `Control`, likewise. Both empty in checkpoints of before
+    there was one.
     """
 
     step: int = 0
     seconds: float = 0.0
     skipped_steps: int = 0
+    skips_in_a_row: int = 0
     examples: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     supervised: dict[str, int] = field(default_factory=dict)
     trackers: dict[str, Any] = field(default_factory=dict)
     steering: dict[str, Any] = field(default_factory=dict)
+    precision: dict[str, Any] = field(default_factory=dict)
 
 
 def fits_to(engine: Engine) -> dict[str, Any]:
@@ -43,9 +47,16 @@ def fits_to(engine: Engine) -> dict[str, Any]:
     zero = engine.zero_stage
     return {
         "ZeRO stage": zero if zero is not None else "none",
-        "precision": engine.recipe.precision.compute,
+        "precision": kept_in(engine.recipe.precision),
         "world size": engine.world_size if zero is not None else "any",
     }
+
+
+def kept_in(precision: Precision) -> str:
+    """What a run's weights and optimizer are kept in, in words."""
+    if precision.pure:
+        return f"{precision.compute} without master weights, {precision.rounding} rounding"
+    return precision.section
 
 
 def save_checkpoint(engine: Engine, folder: Path, state: RunState, keep: int) -> Path:
@@ -66,6 +77,21 @@ def save_checkpoint(engine: Engine, folder: Path, state: RunState, keep: int) ->
         _prune(folder, final, keep)
     engine.barrier()
     return final
+
+
+def left_behind(engine: Engine, folder: Path, before: RunState | None, keep: int) -> str:
+    """What a run that fails leaves to go on from, in words. before: the run as it stood before the steps that it
+    skipped, None where it is spoilt: its checkpoint is written where there is none, later ones are removed."""
+    if before is None or not before.step:
+        kept = _folders(folder)
+        return f"the newest checkpoint is {kept[0].name}" if kept else "there is no checkpoint yet"
+    final = folder / f"step-{before.step:08d}"
+    if not engine.broadcast(_verifies(final)):
+        save_checkpoint(engine, folder, before, keep)
+    elif engine.is_main:
+        _prune(folder, final, keep)
+    engine.barrier()
+    return f"saved {final}: from before the first of them"
 
 
 def find_checkpoint(folder: Path) -> Path | None:

@@ -1,19 +1,21 @@
-"""The engine: the one file that knows Accelerate and DeepSpeed.
+"""The engine: the one file that knows Accelerate's and DeepSpeed's objects (`zero.py` knows DeepSpeed's insides,
+`accelerator.py` their settings).
 
 It promises the loop one meaning of a step whatever runs below (one process, DDP, ZeRO 0-3): gradients are *summed* over
 micro-batches and ranks. DDP and DeepSpeed average over ranks, so the local loss is multiplied by the world size first;
-DeepSpeed's division by the accumulation is switched off.
+DeepSpeed's division by the accumulation is switched off. And an update that is not finite is never applied.
+
+How it computes follows from the recipe alone. *Uniform*: fp32 weights and autocast under plain torch, DDP and ZeRO 0,
+DeepSpeed's 16-bit section with fp32 masters under ZeRO 1-3. *By layer*: fp32 weights everywhere, every module sees to
+its own arithmetic. *Pure*: weights, gradients and optimizer states in bf16.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,37 +25,59 @@ from torch import Tensor, nn
 from lmrecipes.data.batches import MicroBatch, Texts, texts_to
 from lmrecipes.inference.arithmetic import HALF, Arithmetic
 from lmrecipes.planning.batch import BatchPlan, plan_batch
+from lmrecipes.precision.layers import Layers, install
+from lmrecipes.precision.plan import layer_formats
+from lmrecipes.precision.scaling import LossScale
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe import Recipe
+from lmrecipes.recipe_precision import LayerFormat
+from lmrecipes.training import holdings, zero
+from lmrecipes.training.accelerator import (
+    for_this_world,
+    prepare_environment,
+    single_process_defaults,
+    start_accelerator,
+    zero_stage_of,
+)
 from lmrecipes.training.optimizers import make_optimizer, offloads_optimizer, parameter_groups
-
-TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for the others before it gives up."""
+from lmrecipes.training.processes import Ranks
+from lmrecipes.training.reduction import reduce_in, total_norm
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """grad_norm: global L2 norm before clipping; applied: False where non-finite gradients made the step be skipped."""
+    """grad_norm: global L2 norm before clipping; applied: False where gradients were not finite: then weights and
+    optimizer states are as before the step. loss_scale: the one it was computed with, None where there is none."""
 
     grad_norm: float
     applied: bool
     loss_scale: float | None
 
 
-class Engine:
+class Engine(Ranks):
     """Processes, devices, the wrapped model and its optimizer."""
 
     def __init__(self, recipe: Recipe, deepspeed: dict[str, Any] | None) -> None:
-        """Join the process group. `deepspeed`: a complete DeepSpeed configuration, or None for plain torch or DDP."""
+        """Join the process group. `deepspeed`: a complete DeepSpeed configuration, or None for plain torch or DDP.
+
+        layers, told: the modules of a run by layer, and the formats that they were told. gradients: as seen before
+        the first update. fresh: no update yet, in this process or before.
+        """
         prepare_environment()
         self.recipe = recipe
         self.deepspeed = deepspeed
         if deepspeed is not None:
-            self.deepspeed = deepspeed = _for_this_world(deepspeed, recipe)
-            _single_process_defaults()
-        self.accelerator = _accelerator(recipe, deepspeed)
+            self.deepspeed = deepspeed = for_this_world(deepspeed, recipe)
+            single_process_defaults()
+        self.accelerator = start_accelerator(recipe, deepspeed)
         self.model: Any = None
         self.optimizer: Any = None
+        self.layers: Layers | None = None
+        self.told: dict[str, LayerFormat] = {}
+        self._compute = recipe.precision.compute
+        self.scale = LossScale.of(recipe.precision) if deepspeed is None else None
+        self.fresh = True
+        self.gradients: holdings.Gradients | None = None
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() != self.world_size:
             raise RuntimeError(
                 f"Accelerate believes in {self.world_size} process(es), torch.distributed in "
@@ -61,29 +85,9 @@ class Engine:
             )
 
     @property
-    def world_size(self) -> int:
-        """Number of ranks."""
-        return int(self.accelerator.num_processes)
-
-    @property
-    def rank(self) -> int:
-        """This process's number."""
-        return int(self.accelerator.process_index)
-
-    @property
-    def is_main(self) -> bool:
-        """Rank 0: the one that prints and writes."""
-        return self.rank == 0
-
-    @property
-    def device(self) -> torch.device:
-        """Where this rank computes."""
-        return torch.device(self.accelerator.device)
-
-    @property
     def zero_stage(self) -> int | None:
         """ZeRO stage, None without DeepSpeed."""
-        return int(self.deepspeed["zero_optimization"]["stage"]) if self.deepspeed is not None else None
+        return zero_stage_of(self.deepspeed)
 
     @property
     def plan(self) -> BatchPlan:
@@ -97,77 +101,132 @@ class Engine:
 
     @property
     def holds_half(self) -> bool:
-        """Whether the model's own weights are 16-bit (with fp32 masters elsewhere), rather than cast when used."""
-        return self.deepspeed is not None and bool(self.model.fp16_enabled() or self.model.bfloat16_enabled())
+        """Whether the weights that compute are 16-bit themselves, with fp32 masters elsewhere or none."""
+        if self.deepspeed is None:
+            return self.recipe.precision.pure
+        return bool(self.model.fp16_enabled() or self.model.bfloat16_enabled())
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """dtype of the matrix products."""
-        return HALF.get(self.recipe.precision.compute, torch.float32)
+        """dtype of the matrix products that have no format of their own."""
+        return HALF.get(self._compute, torch.float32)
 
     @property
     def arithmetic(self) -> Arithmetic:
-        """How the live model computes."""
+        """How the live model computes, but for formats by layer."""
         dtype = self.compute_dtype
         return Arithmetic(self.device, dtype, dtype != torch.float32 and not self.holds_half)
 
+    @contextmanager
+    def uniformly(self) -> Iterator[None]:
+        """Within: a run by layer computes in one format, that of its weights. Other runs compute as ever."""
+        if self.layers is None:
+            yield
+            return
+        formats, compute = dict(self.told), self._compute
+        self._compute = "bf16" if self.recipe.precision.pure else "fp32"
+        self.use_formats(dict.fromkeys(formats, self._compute))
+        try:
+            yield
+        finally:
+            self._compute = compute
+            self.use_formats(formats)
+
     def prepare(self, model: nn.Module) -> None:
         """Wrap the model (a `MultiTaskModel` in fp32) and make its optimizer."""
+        precision = self.recipe.precision
         if self.zero_stage == 3:
-            _match_partitioned(model)
+            zero.match_partitioned(model)
+        if precision.by_layer:
+            self.layers = install(model, precision, self.device)
+            self.told = layer_formats(precision, list(self.layers.modules))
         groups = parameter_groups(model, self.recipe)
         if not groups:
             what, fix = "no parameter is left to train", "free some of them"
             raise InputError(Problem("model.freeze", what, fix, "freeze"))
-        optimizer = make_optimizer(groups, self.recipe.optimizer, self.device, offloads_optimizer(self.deepspeed))
         if self.deepspeed is None:
-            model.to(self.device)
+            Arithmetic(self.device, self.compute_dtype, not precision.pure).place(model)
+        optimizer = make_optimizer(groups, self.recipe, self.device, offloads_optimizer(self.deepspeed))
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if self.deepspeed is None and self.world_size > 1:
+            reduce_in(self.model, HALF.get(precision.reduced, torch.float32))
         self.model.train()  # `from_pretrained` returns a model in evaluation mode, without dropout
         self.factors = [group["factor"] for group in groups]
 
-    def micro_step(self, batch: Any, last: bool) -> Tensor:
+    def use_formats(self, formats: Mapping[str, LayerFormat]) -> None:
+        """From now on modules compute in these formats (of a run by layer; between two steps, alike on every rank)."""
+        assert self.layers is not None
+        self.layers.use(formats)
+        self.told |= formats
+
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """See `MultiTaskModel.losses`."""
+        with self._called():
+            out: tuple[Tensor, Tensor] = self.model(batch.to(self.device))
+        return out
+
+    def micro_step(self, batch: MicroBatch, last: bool) -> Tensor:
         """Forward and backward of one micro-batch; `last` of the step on this rank. Returns the tasks' loss sums."""
-        batch = batch.to(self.device)
         if self.deepspeed is not None:
             self.model.set_gradient_accumulation_boundary(is_boundary=last)
-            loss, sums = self.model(batch)
+            loss, sums = self.forward(batch)
             self.model.backward(loss * self.world_size, scale_wrt_gas=False)
-        else:
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss, sums = self.model(batch)
-                self.accelerator.backward(loss * self.world_size)
+            return sums
+        factor = self.world_size * (self.scale.value if self.scale else 1.0)
+        with nullcontext() if last else self.accelerator.no_sync(self.model):
+            loss, sums = self.forward(batch)
+            (loss * factor).backward()
         return sums
 
     def apply(self, lr: float) -> StepResult:
-        """Clip, update and clear the gradients. `lr`: the trunk's learning rate."""
+        """Clip, update and clear the gradients; where they are not finite, only clear them. `lr`: the trunk's learning
+        rate."""
         for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
             group["lr"] = lr * factor
-        limit = self.recipe.optimizer.gradient_clipping
-        if self.deepspeed is None:
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        if self.gradients is None:
+            self.gradients = holdings.gradients(self)
+        self.fresh = False
+        if self.zero_stage:
+            return self._apply_partitioned()
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        scale = self.scale.value if self.scale else None
+        if scale is not None:
+            for parameter in parameters:
+                parameter.grad.mul_(1 / scale)
+        norm = total_norm([p.grad for p in parameters])
+        finite = math.isfinite(float(norm))
+        if finite and self.deepspeed is not None:
+            self.model.step()
+        elif finite:
+            nn.utils.clip_grads_with_norm_(parameters, self.recipe.optimizer.gradient_clipping, norm)
             self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            scaler = self.accelerator.scaler
-            scale = float(scaler.get_scale()) if scaler is not None else None
-            return StepResult(float(norm), not self.accelerator.optimizer_step_was_skipped, scale)
-        norm = None
-        if self.zero_stage == 0 and not self.holds_half:
-            norm = nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
-        self.model.step()
-        norm = self.model.get_global_grad_norm() if norm is None else norm
+        self.clear_gradients()
+        if self.scale is not None:
+            self.scale.update(overflow=not finite)
+        return StepResult(float(norm), finite, scale)
+
+    def _apply_partitioned(self) -> StepResult:
+        """DeepSpeed looks for numbers that are not finite itself from stage 1 on."""
         scale = float(self.model.loss_scale()) if self.model.fp16_enabled() else None
-        return StepResult(float(norm), self.model.was_step_applied(), scale)
+        self.model.step()
+        return StepResult(float(self.model.get_global_grad_norm()), self.model.was_step_applied(), scale)
+
+    def clear_gradients(self) -> None:
+        """Drop what was accumulated since the last update."""
+        if self.deepspeed is None:
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            zero.clear_gradients(self.model, self.zero_stage or 0)
 
     def predict(self, batch: MicroBatch) -> dict[str, Tensor]:
         """Predictions of every head, see `MultiTaskModel.predictions`. Every rank must call it equally often."""
-        with self._resting():
+        with self._resting(), self._called():
             out: dict[str, Tensor] = self.model(batch.to(self.device), "predictions")
         return out
 
     def vectors(self, texts: Texts) -> Tensor:
         """The trunk's vectors [texts, hidden]. Every rank must call it equally often."""
-        with self._resting():
+        with self._resting(), self._called():
             out: Tensor = self.model(texts_to(texts, self.device), "vectors")
         return out
 
@@ -196,6 +255,11 @@ class Engine:
                 found.append([token for token in out[0, len(prompt) :].tolist() if token not in ends])
         return found
 
+    def _called(self) -> AbstractContextManager[object]:
+        """Within: the wrapped model is called. DeepSpeed and formats by layer cast by themselves."""
+        alone = self.deepspeed is None and self.layers is None
+        return self.arithmetic.products() if alone else nullcontext()
+
     @contextmanager
     def _resting(self) -> Iterator[None]:
         """Without gradients and dropout."""
@@ -213,49 +277,12 @@ class Engine:
         with self._resting(), trunk.native(), self.arithmetic.products():
             yield trunk.whole
 
-    def sum_over_ranks(self, values: Tensor) -> Tensor:
-        """Element-wise sum over ranks, on every rank."""
-        if self.world_size > 1:
-            torch.distributed.all_reduce(values)
-        return values
-
-    def gather(self, value: Any) -> list[Any]:
-        """Every rank's picklable object, on every rank."""
-        if self.world_size == 1:
-            return [value]
-        out: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(out, value)
-        return out
-
-    def broadcast(self, value: Any) -> Any:
-        """Rank 0's picklable object, on every rank."""
-        if self.world_size == 1:
-            return value
-        box = [value]
-        torch.distributed.broadcast_object_list(box, src=0)
-        return box[0]
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.world_size > 1:
-            torch.distributed.barrier()
-
     def full_parameters(self, trained_only: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter and persistent buffer whole, from the fp32 master weights, on the CPU; or the trained alone.
+        """Every parameter and persistent buffer whole, from the master weights, fp32 on the CPU; or the trained alone.
 
         Gathers one at a time: every rank must iterate to the end.
         """
-        from deepspeed.runtime.zero import GatheredParameters
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        for name, parameter in self.module.named_parameters():
-            if trained_only and not parameter.requires_grad:
-                continue
-            full = safe_get_full_fp32_param(parameter) if self.deepspeed is not None and self.zero_stage else None
-            if full is None:
-                with GatheredParameters([parameter]) if self.zero_stage == 3 else nullcontext():
-                    full = parameter.detach().clone()
-            yield name, full.detach().float().cpu()
+        yield from holdings.whole_weights(self, trained_only)
         if trained_only:
             return
         parameters = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
@@ -288,16 +315,16 @@ class Engine:
                 str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=bool(frozen)
             )
         elif self.is_main:
-            scaler = self.accelerator.scaler
             state = {
                 "model": {name: weight for name, weight in self.module.state_dict().items() if name not in frozen},
                 "optimizer": self.optimizer.state_dict(),
-                "scaler": scaler.state_dict() if scaler is not None else None,
+                "scale": self.scale.state_dict() if self.scale is not None else None,
             }
             torch.save(state, folder / "engine.pt")
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
+        self.fresh = False
         if self.deepspeed is not None:
             self.model.load_checkpoint(str(folder), tag="engine", load_module_strict=not self._frozen)
             return
@@ -306,14 +333,14 @@ class Engine:
         if lost := [*unknown, *(set(missing) - self._frozen)]:
             raise RuntimeError(f"{folder} is of another model: {', '.join(sorted(lost)[:3])}")
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.scale is not None:
+            self.scale.load_state_dict(state["scale"])
 
     def release(self) -> None:
         """Give up the model and what Accelerate keeps for the process: another engine can start in its place."""
         from accelerate.state import AcceleratorState
 
-        self.model = self.optimizer = None
+        self.model = self.optimizer = self.layers = None
         self.accelerator.free_memory()
         AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -321,99 +348,3 @@ class Engine:
         """Leave the process group."""
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-
-
-def prepare_environment() -> None:
-    """Settings that must stand before DeepSpeed is imported: its accelerator, and where it builds operators."""
-    extensions = Path(sys.prefix) / "torch_extensions"
-    if extensions.is_dir():
-        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(extensions))
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    binaries = str(Path(sys.executable).parent)
-    if binaries not in os.environ.get("PATH", "").split(os.pathsep):
-        os.environ["PATH"] = binaries + os.pathsep + os.environ.get("PATH", "")
-
-
-def _single_process_defaults() -> None:
-    """DeepSpeed wants a process group even for one process started by plain `python`."""
-    if "RANK" in os.environ:
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ.update(alone)
-
-
-def _for_this_world(deepspeed: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """The configuration with micro-batch and accumulation derived for the processes that really run."""
-    plan = plan_batch(recipe.batch.examples, recipe.batch.micro_examples, int(os.environ.get("WORLD_SIZE", "1")))
-    derived = {
-        "train_micro_batch_size_per_gpu": plan.micro_examples,
-        "gradient_accumulation_steps": plan.accumulation,
-    }
-    return {**{k: v for k, v in deepspeed.items() if k != "train_batch_size"}, **derived}
-
-
-def _accelerator(recipe: Recipe, deepspeed: dict[str, Any] | None) -> Any:
-    from accelerate import Accelerator
-    from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
-
-    cuda = torch.cuda.is_available()
-    half = recipe.precision.compute
-    refuse_precision(half, cuda, deepspeed is not None)
-    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
-    distributed = "LOCAL_RANK" in os.environ
-    process_group = [InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=TIMEOUT)] if distributed else []
-    if deepspeed is None:
-        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-        return Accelerator(
-            mixed_precision="no" if half == "fp32" else half,
-            cpu=not cuda,
-            kwargs_handlers=process_group,
-            step_scheduler_with_optimizer=False,
-        )
-    section = next((h for h in HALF if deepspeed.get(h, {}).get("enabled")), "no")
-    plugin = DeepSpeedPlugin(hf_ds_config=deepspeed, zero3_init_flag=False)
-    return Accelerator(
-        mixed_precision=section,
-        gradient_accumulation_steps=deepspeed["gradient_accumulation_steps"],
-        deepspeed_plugin=plugin,
-        kwargs_handlers=process_group,
-        step_scheduler_with_optimizer=False,
-    )
-
-
-def refuse_precision(half: str, cuda: bool, deepspeed: bool) -> None:
-    """Raise InputError where the hardware has no such arithmetic."""
-    where, engine = "precision.compute", "DeepSpeed" if deepspeed else "Accelerate"
-    if half == "fp16" and not cuda:
-        silent = "DeepSpeed's CPU accelerator has no fp16" if deepspeed else "Accelerate would silently train in fp32"
-        raise InputError(
-            Problem(
-                where,
-                f"fp16 under {engine} needs a CUDA device and none is here ({silent})",
-                "use bf16 or fp32",
-                "precision-hw",
-            )
-        )
-    if half == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-        raise InputError(
-            Problem(
-                where,
-                f"bf16 needs compute capability 8.0, {name} has {capability[0]}.{capability[1]}",
-                "use fp16 or fp32",
-                "precision-hw",
-            )
-        )
-
-
-def _match_partitioned(model: nn.Module) -> None:
-    """Give the heads the dtype of the trunk: under ZeRO-3 `transformers` loads it partitioned and in 16 bits already,
-    and DeepSpeed asserts one dtype. At the other stages DeepSpeed casts the whole model, with the same result."""
-    partitioned = {parameter.dtype for parameter in model.parameters() if hasattr(parameter, "ds_id")}
-    for parameter in model.parameters():
-        if len(partitioned) == 1 and not hasattr(parameter, "ds_id"):
-            parameter.data = parameter.data.to(next(iter(partitioned)))

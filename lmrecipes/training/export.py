@@ -5,6 +5,9 @@ model/  config.json model*.safetensors     `AutoModelForCausalLM.from_pretrained
         tokenizer files                    `AutoTokenizer.from_pretrained("model")`
         heads.json heads.safetensors       tasks and labels, pooling; one linear head for each task that has its own
         adapter/                           `PeftModel.from_pretrained(base, "model/adapter")` where there are adapters
+
+A multi-layer perceptron (`model.mlp`) is no model of `transformers`: its config.json and model.safetensors are read by
+lmrecipes alone, and there is no tokenizer.
 """
 
 from __future__ import annotations
@@ -38,11 +41,13 @@ ANYWHERE = "sdpa"
 """Attention that computes on every device and in every dtype."""
 
 
-def export_model(engine: Engine, recipe: Recipe, specs: dict[str, HeadSpec], tokenizer: str, folder: Path) -> None:
+def export_model(
+    engine: Engine, recipe: Recipe, specs: dict[str, HeadSpec], tokenizer: str | None, folder: Path
+) -> None:
     """Write the live model's fp32 weights; every rank takes part. The folder is complete and verified, or as before.
 
-    tokenizer: the one that the run was trained with, as `load_tokenizer` takes it. Raises RunFailed, on every rank,
-    where the model cannot be written or where what was written is not the live model.
+    tokenizer: the one that the run was trained with, if any, as `load_tokenizer` takes it. Raises RunFailed, on every
+    rank, where the model cannot be written or where what was written is not the live model.
     """
     trunk: Trunk = engine.module.trunk
     names, whole, heads = engine.module.saved_names(), {}, {}
@@ -53,16 +58,17 @@ def export_model(engine: Engine, recipe: Recipe, specs: dict[str, HeadSpec], tok
             heads[name.removeprefix(HEADS)] = tensor
         else:
             whole[names[name]] = tensor
-    ids = text_of(trunk.whole.config.get_text_config().vocab_size, longest_text(recipe))
-    with torch.compiler.set_stance("force_eager"):  # the saved model is not compiled
-        live = engine.outputs(ids)
+    ids = text_of(trunk.whole.config.get_text_config().vocab_size, longest_text(recipe), trunk.exactly)
     failure = None
-    if engine.is_main:
-        try:
-            with engine.loading_whole():
-                _Export(engine, recipe, specs, tokenizer, trunk).write(whole, heads, ids, live, folder)
-        except (InputError, OSError, RuntimeError, ValueError, RunFailed) as error:
-            failure = f"the model was not exported: {error}"
+    with engine.uniformly():  # what is saved knows nothing of formats by layer
+        with torch.compiler.set_stance("force_eager"):  # nor is it compiled
+            live = engine.outputs(ids)
+        if engine.is_main:
+            try:
+                with engine.loading_whole():
+                    _Export(engine, recipe, specs, tokenizer, trunk).write(whole, heads, ids, live, folder)
+            except (InputError, OSError, RuntimeError, ValueError, RunFailed) as error:
+                failure = f"the model was not exported: {error}"
     failure = engine.broadcast(failure)
     if failure is not None:
         raise RunFailed(failure)
@@ -75,7 +81,7 @@ class _Export:
     engine: Engine
     recipe: Recipe
     specs: dict[str, HeadSpec]
-    tokenizer: str
+    tokenizer: str | None
     trunk: Trunk
 
     def write(
@@ -91,10 +97,13 @@ class _Export:
                 whole = merged_weights(self.base_at, partial / ADAPTER, self.language)
             else:
                 whole |= self.trunk.unused
-            tokenizer = load_tokenizer(self.tokenizer, self.recipe.model.chat_template)
-            save_whole(self.trunk.whole, whole, partial, self.ends(tokenizer))
+            ends: list[int] = []
+            if self.tokenizer is not None:
+                tokenizer = load_tokenizer(self.tokenizer, self.recipe.model.chat_template)
+                tokenizer.save_pretrained(partial)
+                ends = self.ends(tokenizer)
+            save_whole(self.trunk.whole, whole, partial, ends)
             whole.clear()
-            tokenizer.save_pretrained(partial)
             if heads:
                 save_file({name: tensor.contiguous() for name, tensor in heads.items()}, partial / "heads.safetensors")
             write_json(partial / "heads.json", {**self.facts(), "verified": self.verify(partial, ids, live)})
@@ -137,7 +146,8 @@ class _Export:
 
     def verify(self, partial: Path, ids: list[int], live: Tensor) -> dict[str, Any]:
         """Compare what `transformers` and `peft` load with the live model: the adapter beside its base, else the whole
-        model, in the run's arithmetic; the merged model with the adapter in fp32, where merging rounds nothing."""
+        model, in the run's arithmetic (by layer: in that of its weights); the merged model with the adapter in fp32,
+        where merging rounds nothing."""
         home, dtype = self.engine.device, self.engine.compute_dtype
         at_home = _has_room(home, self.trunk)
         place = home if at_home else torch.device("cpu")

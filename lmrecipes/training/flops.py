@@ -14,13 +14,15 @@ from lmrecipes.models.multitask import MultiTaskModel
 def training_flops_per_token(model: MultiTaskModel) -> float:
     """2 forward and 4 backward per weight of a product (arXiv 2001.08361, 2.1); 2 backward where the weight is frozen.
 
-    Embedding tables are looked up, not multiplied, but for one that is a language-model head too.
+    Embedding tables are looked up, not multiplied, but for one that is a language-model head too. A trunk that reads
+    texts as a whole multiplies its weights once a text.
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     weights = [weight for weight in model.trunk.parameters() if id(weight) not in tables]
     if model.language is not None:
         weights.append(model.language.weight)
-    return sum((6.0 if weight.requires_grad else 4.0) * _numel(weight) for weight in weights)
+    times = sum((6.0 if weight.requires_grad else 4.0) * _numel(weight) for weight in weights)
+    return times / (model.trunk.exactly or 1)
 
 
 def parameters_of(model: nn.Module) -> tuple[int, int]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import math
-import resource
 import signal
 import time
-from contextlib import redirect_stdout
-from dataclasses import dataclass
+from contextlib import ExitStack, redirect_stdout
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,6 +28,7 @@ from lmrecipes.mixture_text import announce
 from lmrecipes.models.attention import arrangement, longest_text
 from lmrecipes.models.loading import accelerate, load_trunk, require_positions
 from lmrecipes.models.multitask import MultiTaskModel
+from lmrecipes.precision import proof
 from lmrecipes.problems import InputError, Problem, RunFailed
 from lmrecipes.ranks import launch_command, launcher
 from lmrecipes.recipe import Recipe
@@ -37,6 +37,7 @@ from lmrecipes.run_folder import (
     claim_run,
     new_run,
     resumable_run,
+    write_dtypes,
     write_environment,
     write_mixture,
     write_recipe,
@@ -44,15 +45,18 @@ from lmrecipes.run_folder import (
 from lmrecipes.tracking.progress import TrainingBar, evaluation_bar
 from lmrecipes.tracking.record import MetricsFile
 from lmrecipes.tracking.trackers import Trackers
-from lmrecipes.training.checkpoint import RunState, find_checkpoint, load_checkpoint, save_checkpoint
+from lmrecipes.training.checkpoint import RunState, find_checkpoint, left_behind, load_checkpoint, save_checkpoint
+from lmrecipes.training.costs import Costs
 from lmrecipes.training.engine import Engine
 from lmrecipes.training.evaluation import evaluation_metrics
 from lmrecipes.training.export import export_model
 from lmrecipes.training.flops import measured_peak, parameters_of, training_flops_per_token
+from lmrecipes.training.formats_over_time import FormatsOverTime
 from lmrecipes.training.losses import head_specs, loss_scales, loss_units, weighted
 from lmrecipes.training.probe import probe
 from lmrecipes.training.review import Review, before_training
 from lmrecipes.training.schedule import learning_rate
+from lmrecipes.training.skips import NotFinite, Outcome, Skips
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +72,6 @@ class Start:
     """Stop with a checkpoint after this many steps, as if interrupted."""
 
 
-MOST_SKIPS = 50
-"""fp16 steps skipped in a row before a run stops: dynamic scaling needs 17 at most from 2**16 to 1."""
-
-
 class Interrupted(Exception):
     """A signal asked the run to stop; it was saved. `number` is the signal's."""
 
@@ -80,17 +80,8 @@ class Interrupted(Exception):
         self.number = number
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a step went, the same on every rank. signal: number of a signal that asked the run to stop, or 0."""
-
-    applied: bool
-    finite: bool
-    signal: int
-
-
 class Training:
-    """A run from its start to its exported model. `tasks`, `specs` and `mixture` are the same on every rank."""
+    """A run from its start to its exported model. `tasks` and `specs` are the same on every rank."""
 
     def __init__(self, recipe: Recipe, start: Start) -> None:
         self.recipe = recipe
@@ -100,36 +91,37 @@ class Training:
         mixture = mixture_of(recipe, self.tasks)
         with redirect_stdout(io.StringIO()):  # DeepSpeed prints of every operator that it loads
             self.engine = Engine(recipe, start.deepspeed)
-        self.run = self.engine.broadcast(_folder(recipe, start) if self.engine.is_main else None)
-        if isinstance(self.run, InputError):
-            raise self.run
+        own = self.engine.together(lambda: _folder(recipe, start) if self.engine.is_main else None)
+        self.run: RunFolder = self.engine.broadcast(own)
         self.specs = head_specs(self.tasks)
         units = loss_units(recipe, self.specs)
         self.steering = Steering(recipe, mixture, units, replayed)
-        self.mixture = self.steering.mixture
         batcher = Batcher({name: task.train for name, task in self.tasks.items()}, self.specs)
-        language, half = any(spec.of_tokens for spec in self.specs.values()), recipe.precision.compute != "fp32"
+        language, half = any(spec.of_tokens for spec in self.specs.values()), recipe.precision.half
         self.tokenizer = tokenizer_of(recipe)
         trunk = load_trunk(recipe.model, recipe.seed, recipe.batch.layout, half, language, self.tokenizer)
         require_positions(trunk.model, longest_text(recipe), trunk.first_position)
         self.choice, cut = trunk.choice, arrangement(recipe, trunk.choice)
         self.stream = TrainingStream(
-            batcher, loss_scales(recipe, self.specs), self.mixture, self.engine.plan, cut, self.engine.rank,
+            batcher, loss_scales(recipe, self.specs), self.steering.mixture, self.engine.plan, cut, self.engine.rank,
             recipe.loader,
         )  # fmt: skip
         self.kernels = accelerate(trunk, recipe.model, self.engine.device)
         model = MultiTaskModel(trunk, self.specs)
-        self.flops_per_token, self.parameters = training_flops_per_token(model), parameters_of(model)
+        flops_per_token, self.parameters = training_flops_per_token(model), parameters_of(model)
         with redirect_stdout(io.StringIO()):
             self.engine.prepare(model)
         probe(self.engine, cut, longest_text(recipe), recipe.seed)
         self.draws_dropout = recipe.model.dropout != 0 or (recipe.model.lora.rank > 0 and recipe.model.lora.dropout > 0)
-        self.skips_in_a_row = 0
+        self.skips = Skips(self.engine, recipe.precision.skips)
+        self.formats = FormatsOverTime(self.engine, recipe)
         nothing = [dict.fromkeys(self.tasks, 0) for _ in range(3)]
         self.state = RunState(examples=nothing[0], tokens=nothing[1], supervised=nothing[2])
         if start.resume:
             self._resume()
-        self.peak = measured_peak(self.engine.device, recipe.precision.compute) * self.engine.world_size
+        self.dtypes = self._prove(after_step=False)
+        peak = measured_peak(self.engine.device, recipe.precision.compute) * self.engine.world_size
+        self.costs = Costs(recipe, self.engine.device, flops_per_token, peak)
         self.until = min(start.until or recipe.schedule.steps, recipe.schedule.steps)
         self.signal = 0
         self.review = Review(recipe, self.tasks, self.specs, self.tokenizer)
@@ -142,37 +134,39 @@ class Training:
         engine, recipe = self.engine, self.recipe
         if engine.is_main:
             write_recipe(self.run, recipe)
-            write_environment(self.run, self._facts())
+            write_environment(self.run, self.facts())
             whole, trained = self.parameters
             log.info(f"model: {whole:,} parameters, {trained:,} trained; {self.choice}; {self.kernels}")
-            write_mixture(self.run, announce(recipe, self.tasks, self.mixture), self.state.step)
-        record = MetricsFile(self.run.metrics, self.state.step or None) if engine.is_main else None
-        self.trackers = trackers = self._trackers() if engine.is_main else None
-        if engine.is_main and self.steering.writes:
-            self.plan_file = PlanFile(self.run.plan, self.steering.plan)
-        if engine.is_main:
-            self.review.open(self.run, self.state.step)
-        try:
+            log.info(proof.table(self.dtypes))
+            write_mixture(self.run, announce(recipe, self.tasks, self.steering.mixture), self.state.step)
+        with ExitStack() as files:
+            record = self._open(files) if engine.is_main else None
             if self.state.step == 0:
-                self.review.before_training(engine, self.run, trackers)
+                self.review.before_training(engine, self.run, self.trackers)
             with TrainingBar(recipe.schedule.steps, self.state.step, list(self.tasks), show=engine.is_main) as bar:
-                self._steps(record, trackers, bar)
+                self._steps(record, bar)
             if self.until < recipe.schedule.steps:
                 self._save()
                 return {}
-            return self._finish(record, trackers)
-        finally:
-            if trackers is not None:
-                trackers.finish()
-            if record is not None:
-                record.close()
-            if self.plan_file is not None:
-                self.plan_file.close()
-            self.review.close()
+            return self._finish()
 
-    def _steps(self, record: MetricsFile | None, trackers: Trackers | None, bar: TrainingBar) -> None:
-        recipe, last = self.recipe, self.recipe.schedule.steps
-        steps = self.stream.steps(self.state.step, self.until)
+    def _open(self, files: ExitStack) -> MetricsFile:
+        """Begin to write what happens, on rank 0 alone; `files` closes all."""
+        settings, path, step = self.recipe.model_dump(mode="json"), self.run.path, self.state.step
+        self.trackers = Trackers.start(self.recipe.tracking, path, settings, path.name, self.state.trackers or None)
+        files.callback(self.trackers.finish)
+        files.callback(self.review.close)
+        files.callback(self.formats.close)
+        self.review.open(self.run, step)
+        self.formats.open(self.run, step)
+        if self.steering.writes:
+            self.plan_file = PlanFile(self.run.plan, self.steering.plan)
+            files.callback(self.plan_file.close)
+        return files.enter_context(MetricsFile(self.run.metrics, step or None))
+
+    def _steps(self, record: MetricsFile | None, bar: TrainingBar) -> None:
+        trackers, recipe, last = self.trackers, self.recipe, self.recipe.schedule.steps
+        steps, proven = self.stream.steps(self.state.step, self.until), False
         while self.state.step < self.until:
             began = time.perf_counter()
             step = next(steps)
@@ -180,9 +174,17 @@ class Training:
             metrics, outcome = self.one_step(step)
             seconds = time.perf_counter() - began
             self.state.seconds += seconds
-            metrics |= self._costs(step, seconds, waited)
+            metrics |= self.costs.of(step, self.state, self.steering, seconds, waited)
             number = self.state.step
-            self.judge(outcome, metrics)
+            try:
+                self.judge(outcome, metrics)
+            except NotFinite as stop:
+                left = left_behind(self.engine, self.run.checkpoints, stop.before, recipe.checkpoint.keep)
+                raise RunFailed(f"{stop}; {left}") from None
+            if outcome.applied and not proven:
+                self.dtypes, proven = self._prove(after_step=True), True
+                if self.engine.is_main:
+                    write_dtypes(self.run, list(map(asdict, self.dtypes)))
             if self.plan_file is not None:
                 self.plan_file.extend(self.steering.plan)
             due = bool(recipe.evaluation.every) and number % recipe.evaluation.every == 0 and number < last
@@ -200,43 +202,23 @@ class Training:
                 self._save()
 
     def judge(self, outcome: Outcome, metrics: dict[str, float]) -> None:
-        """Stop where the numbers are not finite; in fp16 count the steps that the loss scaler skips, as it should."""
-        number, norm = self.state.step, metrics["grad_norm"]
-        if not outcome.finite and (outcome.applied or self.recipe.precision.compute != "fp16"):
-            raise RunFailed(f"step {number}: the loss is {metrics['loss']}; {self._kept()}")
-        if outcome.applied and math.isfinite(norm):
-            self.skips_in_a_row = 0
-            return
-        if outcome.applied or self.recipe.precision.compute != "fp16":
-            raise RunFailed(f"step {number}: the gradients are not finite (norm {norm}); {self._kept()}")
-        self.state.skipped_steps += 1
-        self.skips_in_a_row += 1
-        log.warning("step %d was skipped: its gradients were not finite", number)
-        if self.skips_in_a_row == MOST_SKIPS:
-            raise RunFailed(
-                f"step {number}: {MOST_SKIPS} steps in a row had gradients that were not finite; {self._kept()}"
-            )
-
-    def _kept(self) -> str:
-        """What a failed run leaves to go on from."""
-        kept = sorted(path.name for path in self.run.checkpoints.glob("step-*") if path.suffix != ".tmp")
-        return f"the newest checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+        """Raise NotFinite, on every rank, where the numbers of the last step show that training cannot go on."""
+        self.skips.judge(self.state, outcome, metrics, lambda micro_batch: self._draw(self.state.step - 1, micro_batch))
 
     def one_step(self, step: Step) -> tuple[dict[str, float], Outcome]:
         """One optimizer step, summed over ranks. `loss/<task>` is absent where the step held no example of the task."""
         sums = torch.zeros(len(self.tasks) + 1, dtype=torch.float64, device=self.engine.device)
         factors = self.steering.factors(self.state.step + 1)
         micro_batches = [weighted(micro, factors) for micro in step.micro_batches] if factors else step.micro_batches
+        self.formats.before_step(self.state.step + 1, after_skip=self.state.skips_in_a_row > 0)
         for i, micro in enumerate(micro_batches):
-            if self.draws_dropout:
-                # Masks as a function of the place in the run: no state of a generator to save, and a resumed run draws
-                # what the uninterrupted one would have drawn.
-                torch.manual_seed(hash_key(self.recipe.seed, "dropout", self.state.step, i, self.engine.rank))
+            self._draw(self.state.step, i)
             sums[:-1] += self.engine.micro_step(micro, last=i == len(micro_batches) - 1)
         sums[-1] = self.signal
         rate = learning_rate(self.recipe.schedule, self.recipe.optimizer.lr, self.state.step)
         result = self.engine.apply(rate)
         totals = self.engine.sum_over_ranks(sums).tolist()
+        self.skips.count(self.state, result.applied, self._current)
         self.state.step += 1
         metrics = {"loss": 0.0}
         for name, total in zip(self.tasks, totals, strict=False):
@@ -247,21 +229,28 @@ class Training:
                 metrics[f"loss/{name}"] = total / step.elements[name]
                 metrics["loss"] += step.factors[name] * metrics[f"loss/{name}"]
         self._steer({name: metrics[f"loss/{name}"] for name in self.tasks if step.elements[name]}, step)
-        metrics |= {"lr": rate, "grad_norm": result.grad_norm}
+        metrics |= {"lr": rate, "grad_norm": result.grad_norm, "skipped_steps": self.state.skipped_steps}
+        metrics |= self.formats.after_step(self.state.step)
         metrics |= {f"loss_factor/{name}": factor for name, factor in (factors or {}).items()}
         if result.loss_scale is not None:
             metrics["loss_scale"] = result.loss_scale
         asked = max(self.engine.gather(self.signal)) if totals[-1] else 0
-        return metrics, Outcome(result.applied, all(map(math.isfinite, totals)), asked)
+        return metrics, Outcome(result.applied, all(map(math.isfinite, totals)), asked, micro_batches)
+
+    def _draw(self, done: int, micro_batch: int) -> None:
+        """Dropout masks as a function of the place in the run: no state of a generator to save, and a resumed run draws
+        what the uninterrupted one would have drawn."""
+        if self.draws_dropout:
+            torch.manual_seed(hash_key(self.recipe.seed, "dropout", done, micro_batch, self.engine.rank))
 
     def _steer(self, losses: dict[str, float], step: Step) -> None:
         """Tell the steering of a step's losses and follow what it changes: what rank 0 decides, on every rank."""
         self.steering.observe(losses, step.elements)
         if self.steering.due(self.state.step):
             self.steering.follow(self.engine.broadcast(self.steering.decide(self.state.step)))
-            self.mixture = self.stream.mixture = self.steering.mixture
+            self.stream.mixture = self.steering.mixture
 
-    def _finish(self, record: MetricsFile | None, trackers: Trackers | None) -> dict[str, Any]:
+    def _finish(self) -> dict[str, Any]:
         try:
             export_model(self.engine, self.recipe, self.specs, self.tokenizer, self.run.model)
         except RunFailed as failure:
@@ -275,50 +264,18 @@ class Training:
             "seconds_of_training": round(self.state.seconds, 3),
             "tasks": scores,
         }
-        self.review.sample(self.engine, self.state.step, trackers)
+        self.review.sample(self.engine, self.state.step, self.trackers)
         if self.engine.is_main:
             if start := before_training(self.run, scores):
                 final["baselines"] = start
             write_json(self.run.evaluation, final)
-            if trackers is not None:
-                trackers.summary(evaluation_metrics(scores))
+            if self.trackers is not None:
+                self.trackers.summary(evaluation_metrics(scores))
         self.engine.barrier()
         return final
 
-    def _costs(self, step: Step, seconds: float, waited: float) -> dict[str, float]:
-        tokens = sum(step.tokens.values())
-        unit = self.recipe.mixture.unit
-        drawn = {"tokens": self.state.tokens, "supervised_tokens": self.state.supervised}.get(unit, self.state.examples)
-        target = self.mixture.targets(self.state.step * self.recipe.batch.examples)
-        on_device = torch.cuda.max_memory_allocated() if self.engine.device.type == "cuda" else 0
-        peak = on_device or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        costs = {
-            "tokens_per_second": tokens / seconds,
-            "model_flops_utilization": tokens * self.flops_per_token / seconds / self.peak,
-            "memory/peak_gb": peak / 1e9,
-            "time/step": seconds,
-            "time/data": waited,
-        }
-        for name in self.tasks:
-            costs[f"examples/{name}"] = self.state.examples[name]
-            costs[f"tokens/{name}"] = self.state.tokens[name]
-            if unit == "supervised_tokens":
-                costs[f"supervised/{name}"] = drawn[name]
-            costs[f"share/{name}"] = drawn[name] / sum(drawn.values())
-            costs[f"target_share/{name}"] = target[name] / sum(target.values())
-        if self.steering.changes_weights:
-            in_force = self.mixture.shares_at((self.state.step - 1) * self.recipe.batch.examples)
-            costs |= {f"weight/{name}": share for name, share in in_force.items()}
-        return costs
-
-    def _trackers(self) -> Trackers:
-        trackers = Trackers.start(
-            self.recipe.tracking, self.run.path, self.recipe.model_dump(mode="json"), self.run.path.name,
-            self.state.trackers or None,
-        )  # fmt: skip
-        return trackers
-
-    def _facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
+        """What the run runs on, for environment.json."""
         cuda = self.engine.device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name() if cuda else "cpu",
@@ -334,13 +291,19 @@ class Training:
             "launcher": self.launcher,
             "threads": torch.get_num_threads(),
             "from_step": self.state.step,
+            "dtypes": list(map(asdict, self.dtypes)),
         }
 
-    def _save(self) -> Path:
+    def _current(self) -> RunState:
+        """The state as it is saved."""
         if self.trackers is not None:
             self.state.trackers = self.trackers.state()
         self.state.steering = self.steering.state() if self.steering.writes else {}
-        return save_checkpoint(self.engine, self.run.checkpoints, self.state, self.recipe.checkpoint.keep)
+        self.state.precision = self.formats.state()
+        return self.state
+
+    def _save(self) -> Path:
+        return save_checkpoint(self.engine, self.run.checkpoints, self._current(), self.recipe.checkpoint.keep)
 
     def _resume(self) -> None:
         found = self.engine.broadcast(find_checkpoint(self.run.checkpoints) if self.engine.is_main else None)
@@ -355,7 +318,14 @@ class Training:
             )
         self.state = load_checkpoint(self.engine, found)
         self.steering.restore(self.state.steering)
-        self.mixture = self.stream.mixture = self.steering.mixture
+        self.formats.restore(self.state.precision, self.state.step)
+        self.stream.mixture = self.steering.mixture
+
+    def _prove(self, after_step: bool) -> list[proof.Row]:
+        """What rank 0 holds, by dtype. Raises InputError on every rank where one holds it otherwise than declared."""
+        rows = proof.inspect(self.engine, after_step)
+        self.engine.together(lambda: proof.require(rows))
+        return rows
 
     def _listen(self) -> None:
         def asked(number: int, frame: FrameType | None) -> None:
@@ -365,11 +335,7 @@ class Training:
             signal.signal(number, asked)
 
 
-def _folder(recipe: Recipe, start: Start) -> RunFolder | InputError:
-    """The run's folder on rank 0; an error is handed to all ranks rather than raised on one."""
-    try:
-        if start.resume:
-            return resumable_run(start.run, recipe)
-        return claim_run(start.run) if start.run is not None else new_run(recipe.name)
-    except InputError as error:
-        return error
+def _folder(recipe: Recipe, start: Start) -> RunFolder:
+    if start.resume:
+        return resumable_run(start.run, recipe)
+    return claim_run(start.run) if start.run is not None else new_run(recipe.name)

@@ -17,7 +17,7 @@ def head_specs(tasks: Mapping[str, EncodedTask]) -> dict[str, HeadSpec]:
     return {
         name: HeadSpec(task.task.kind, (), (), task.unigram or 1.0)
         if task.unigram is not None
-        else head_spec(task.task.kind, task.labels, task.train.targets)
+        else head_spec(task.task.kind, task.labels, task.train.targets, task.task.loss)
         for name, task in tasks.items()
     }
 

@@ -47,11 +47,13 @@ class _Split:
 def probe(engine: Engine, arrangement: Arrangement, longest: int, seed: int) -> None:
     """Raise InputError on every rank where the run could not be right. Every rank must call it.
 
-    longest: tokens of the longest text that the run may hold.
+    longest: tokens of the longest text that the run may hold. A run by layer is probed in the arithmetic of its
+    weights: rounding to fp8 is no leak, and would hide one.
     """
-    probe_layout(engine, arrangement, longest, seed)
-    if engine.module.language is not None:
-        probe_language(engine, arrangement, longest, seed)
+    with engine.uniformly():
+        probe_layout(engine, arrangement, longest, seed)
+        if engine.module.language is not None:
+            probe_language(engine, arrangement, longest, seed)
 
 
 def probe_layout(engine: Engine, arrangement: Arrangement, longest: int, seed: int) -> None:
@@ -104,7 +106,8 @@ def _raise_first(engine: Engine, problem: Problem | None) -> None:
 
 
 def _found(engine: Engine, arrangement: Arrangement, longest: int, seed: int) -> Problem | None:
-    lengths = np.minimum(LENGTHS, longest).astype(np.int64)
+    exactly = engine.module.trunk.exactly
+    lengths = np.minimum(LENGTHS, longest).astype(np.int64) if exactly is None else np.full(len(LENGTHS), exactly)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     tokens, other = _words(engine, lengths, seed)
     changed = np.concatenate([other[: lengths[0]], tokens[lengths[0] :]])

@@ -26,7 +26,7 @@ class Review:
     """Evaluations and samples of one run, by its live model. Every rank must call every method."""
 
     def __init__(
-        self, recipe: Recipe, tasks: dict[str, EncodedTask], specs: dict[str, HeadSpec], tokenizer: str
+        self, recipe: Recipe, tasks: dict[str, EncodedTask], specs: dict[str, HeadSpec], tokenizer: str | None
     ) -> None:
         self.recipe, self.tasks, self.specs = recipe, tasks, specs
         self._samples = Samples(recipe, tasks, tokenizer)

@@ -53,7 +53,7 @@ class Samples:
     continuations may be.
     """
 
-    def __init__(self, recipe: Recipe, tasks: Mapping[str, EncodedTask], tokenizer: str) -> None:
+    def __init__(self, recipe: Recipe, tasks: Mapping[str, EncodedTask], tokenizer: str | None) -> None:
         self._tokenizer_name = tokenizer
         self._texts: list[_Text] = []
         evaluation = recipe.evaluation
@@ -100,6 +100,7 @@ class Samples:
     def _tokenizer(self) -> Any:
         from lmrecipes.data.tokenizer import load_tokenizer
 
+        assert self._tokenizer_name is not None, "tasks on tokens have one"
         return load_tokenizer(self._tokenizer_name)
 
     @cached_property

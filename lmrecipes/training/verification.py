@@ -21,9 +21,10 @@ TOLERANCE_ELSEWHERE = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 
 deviate by 0.04, and weights rounded to bf16 by 0.09."""
 
 
-def text_of(vocabulary: int, most: int) -> list[int]:
-    """A fixed text: tokens drawn by hash from the whole vocabulary."""
-    places = np.arange(min(MOST_TOKENS, most))
+def text_of(vocabulary: int, most: int, exactly: int | None = None) -> list[int]:
+    """A fixed text: tokens drawn by hash from the whole vocabulary; `exactly` so many, for a model that reads no other
+    number."""
+    places = np.arange(exactly or min(MOST_TOKENS, most))
     ids: list[int] = (vocabulary * hash_uniform(hash_key("verification"), places)).astype(int).tolist()
     return ids
 

@@ -13,6 +13,7 @@ from conftest import ROOT, Run
 from tiny import make_recipe
 
 from lmrecipes.planning.launch_pair import launch_pair
+from lmrecipes.planning.pair_precision import pair_word
 from lmrecipes.recipe import Recipe
 
 WORKER = ROOT / "tests" / "training" / "runs_worker.py"
@@ -35,7 +36,7 @@ class Runs:
 def engine_config(recipe: dict[str, Any], zero: Any, world: int, offload: bool = False) -> dict[str, Any]:
     """The DeepSpeed configuration that `lmrecipes configure` would write."""
     checked = Recipe.model_validate(recipe)
-    return launch_pair(checked, zero, checked.precision.compute, world, "cpu", offload).deepspeed
+    return launch_pair(checked, zero, pair_word(checked.precision), world, "cpu", offload).deepspeed
 
 
 def long_recipe(tiny: Path) -> dict[str, Any]:

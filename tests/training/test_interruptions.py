@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,8 @@ COMMAND = str(Path(sys.prefix) / "bin" / "lmrecipes")
 OURS = re.compile(
     r"\$ OMP_NUM_THREADS=|step \d+/\d+  loss|interrupted by SIG(TERM|INT); saved .*step-\d+\. Go on with --resume"
     r"|model: [\d,]+ parameters|mixture: \d+ steps|  short \d|stopped after step|the run failed: "
-    r"|(error|warning) [a-z0-9-]+ |      fix: |report: "
+    r"|(error|warning) [a-z0-9-]+ |      fix: |report: |step \d was skipped: its gradients were not finite"
+    r"| {9,}declared +found|(weights|masters|products|gradients|reduction|optimizer|updates)  +\S"
 )
 """Every line that the command may write to standard error where that is no terminal."""
 STARTS = 120.0
@@ -154,8 +156,11 @@ def test_refusals_and_failures_are_one_message(folder: Path, run: Run) -> None:
 
     code, stderr = train("--optimizer.lr", "1e38", "--run-folder", "nan")
     assert code == 3
-    assert re.search(r"the run failed: step \d: the (loss is|gradients are not finite)", stderr)
-    assert len(lines(stderr)) == 5, "the command, a line on the model, two on the mixture, and the reason"
+    assert re.search(r"the run failed: step 4: 3 steps in a row were skipped: the \w+ of \S+ are not finite \(", stderr)
+    assert stderr.endswith("; saved nan/checkpoints/step-00000001: from before the first of them\n")
+    said = "the command, the model, 7 lines of dtypes, 2 of the mixture, one for each skipped step, the reason"
+    assert len(lines(stderr)) == 15, said
+    shutil.rmtree(folder / "nan" / "checkpoints")
     code, stderr = train("--resume", "--run-folder", "nan", "--optimizer.lr", "1e38", "--processes", "2")
     assert code == 2, "nothing to resume is never a start from 0"
     assert stderr.count("no complete checkpoint to resume from") == 1, "rank 0 alone speaks"

@@ -19,7 +19,8 @@ from lmrecipes.cli import run as command
 from lmrecipes.planning.hardware import Hardware
 from lmrecipes.problems import InputError
 from lmrecipes.recipe import Recipe
-from lmrecipes.training.engine import refuse_precision
+from lmrecipes.recipe_precision import Precision
+from lmrecipes.training.accelerator import refuse_precision
 
 TOLERANCE = 0.03
 
@@ -32,10 +33,11 @@ def recipe(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tiny.yaml"
 
 
-@pytest.mark.parametrize("launch", [[], ["--processes", "2"], ["--processes", "2", "--zero", "2"], ["--zero", "0"]])
-def test_fp16_on_a_cpu_is_refused_by_name(
+@pytest.mark.parametrize("launch", [["--zero", "1"], ["--processes", "2", "--zero", "2"], ["--zero", "3"]])
+def test_fp16_under_deepspeed_on_a_cpu_is_refused_by_name(
     launch: list[str], recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Plain torch and DDP compute in fp16 on a CPU: see test_precision_engines."""
     monkeypatch.setattr(machine, "gpus", lambda: ())
     assert command(["train", str(recipe), "--precision.compute", "fp16", *launch]) == 2
     stderr = capsys.readouterr().err
@@ -84,20 +86,48 @@ def test_the_bounds_of_each_precision() -> None:
         assert allowed[0].why_not(allowed[1]) == "", allowed
     assert turing.why_not("bf16")
     assert cpu.why_not("fp16")
+    assert cpu.why_not("fp16", deepspeed=False) == ""
 
 
-@pytest.mark.parametrize("deepspeed", [False, True])
-def test_the_engine_itself_refuses(deepspeed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+STAGES = {stage: {"zero_optimization": {"stage": stage}} for stage in (0, 1)}
+
+
+@pytest.mark.parametrize("deepspeed", [None, STAGES[1]])
+def test_the_engine_itself_refuses(deepspeed: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a recipe is started without our launcher: a rank asks torch itself."""
-    with pytest.raises(InputError, match=r"fp16 under .* needs a CUDA device"):
-        refuse_precision("fp16", False, deepspeed)
+    bf16, fp16 = Precision(compute="bf16"), Precision(compute="fp16")
+    if deepspeed is not None:
+        with pytest.raises(InputError, match=r"fp16 under DeepSpeed needs a CUDA device"):
+            refuse_precision(fp16, deepspeed, False)
+    else:
+        refuse_precision(fp16, deepspeed, False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     with pytest.raises(InputError, match=r"bf16 needs compute capability 8\.0, Tesla T4 has 7\.5"):
-        refuse_precision("bf16", True, deepspeed)
-    refuse_precision("fp16", True, deepspeed)
-    refuse_precision("bf16", False, deepspeed)
+        refuse_precision(bf16, deepspeed, True)
+    refuse_precision(fp16, deepspeed, True)
+    refuse_precision(bf16, deepspeed, False)
+
+
+@pytest.mark.parametrize(
+    "said, deepspeed, id",
+    [
+        ({"master_weights": "none"}, STAGES[0], "pure-zero0"),
+        ({"master_weights": "none", "accumulation": "fp32"}, None, "accumulation-dtype"),
+        ({"accumulation": "bf16"}, None, "accumulation-dtype"),
+        ({"accumulation": "bf16"}, STAGES[0], "accumulation-dtype"),
+    ],
+)
+def test_what_an_engine_cannot_hold_is_refused_by_it(
+    said: dict[str, Any], deepspeed: dict[str, Any] | None, id: str
+) -> None:
+    precision = Precision.model_validate(said)
+    with pytest.raises(InputError) as refused:
+        refuse_precision(precision, deepspeed, False)
+    assert [problem.id for problem in refused.value.problems] == [id]
+    refuse_precision(precision, STAGES[1], False)
+    refuse_precision(Precision(), deepspeed, False)
 
 
 def test_bf16_trajectories_agree(tiny: Path, run: Run, tmp_path: Path) -> None:

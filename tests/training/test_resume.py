@@ -12,6 +12,7 @@ import pytest
 from conftest import Run
 from made_runs import STEPS, Runs, make_runs
 
+from lmrecipes.recipe_precision import Precision
 from lmrecipes.run_folder import latest_run
 from lmrecipes.tracking.record import read_metrics
 from lmrecipes.training.checkpoint import RunState, find_checkpoint, load_checkpoint, save_checkpoint
@@ -63,9 +64,9 @@ def test_counters_trackers_and_surroundings_continue(runs: Runs) -> None:
     "name, said",
     [
         ("zero3_on_zero2", ["saved with ZeRO stage 2", "resumed with ZeRO stage 3"]),
-        ("fp32_on_bf16", ["precision.compute", "started with bf16", "resumed with fp32"]),
+        ("fp32_on_bf16", ["precision.compute", "started with bf16", "now it is fp32"]),
         ("other_world", ["saved with world size 2", "resumed with world size 1"]),
-        ("other_rate", ["optimizer.lr", "started with 0.002", "resumed with 0.5"]),
+        ("other_rate", ["optimizer.lr", "started with 0.002", "now it is 0.5"]),
         ("finished", ["has been finished"]),
     ],
 )
@@ -74,10 +75,11 @@ def test_what_does_not_fit_is_refused_and_both_sides_are_named(name: str, said: 
     assert all(part in runs.said[name]["message"] for part in said), runs.said[name]["message"]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(runs: Runs) -> None:
+def test_numbers_that_are_not_finite_stop_the_run_and_the_cause_is_named(runs: Runs) -> None:
     assert runs.said["not_finite"]["failed"] == "RunFailed"
-    assert "step 2: the loss is" in runs.said["not_finite"]["message"]
-    assert "no checkpoint yet" in runs.said["not_finite"]["message"]
+    message = runs.said["not_finite"]["message"]
+    assert message.startswith("step 4: 3 steps in a row were skipped: the weights of "), message
+    assert message.endswith("there is no checkpoint yet")
 
 
 def test_only_the_newest_checkpoints_are_kept(runs: Runs) -> None:
@@ -106,7 +108,7 @@ class Stub:
     """An engine whose state is one file."""
 
     is_main, rank, zero_stage, world_size = True, 0, None, 1
-    recipe = SimpleNamespace(precision=SimpleNamespace(compute="fp32"))
+    recipe = SimpleNamespace(precision=Precision(compute="fp32"))
     fails = False
 
     def barrier(self) -> None:

@@ -12,6 +12,7 @@ from conftest import ROOT, Run
 
 from lmrecipes.planning.hardware import Device
 from lmrecipes.planning.launch_pair import launch_pair
+from lmrecipes.planning.pair_precision import pair_word
 from lmrecipes.recipe import Recipe
 
 WORKER = ROOT / "tests" / "training" / "trajectory_worker.py"
@@ -26,8 +27,9 @@ def train_cases(
     cases = {}
     for name, recipe in recipes.items():
         zero: Any = engine
-        compute = recipe["precision"]["compute"]
-        pair = launch_pair(Recipe.model_validate(recipe), zero, compute, world, device) if engine != "plain" else None
+        checked = Recipe.model_validate(recipe)
+        word = pair_word(checked.precision)
+        pair = launch_pair(checked, zero, word, world, device) if engine != "plain" else None
         cases[name] = {"recipe": recipe, "deepspeed": pair.deepspeed if pair else None}
     out.mkdir(parents=True, exist_ok=True)
     order = out / "order.json"
