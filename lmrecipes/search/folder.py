@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from lmrecipes.files import json_text, write_json, write_text_atomically
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe import Recipe
-from lmrecipes.run_folder import FREE_ON_RESUME, leaves
+from lmrecipes.run_folder import FREE_ON_RESUME, mismatches
 from lmrecipes.search.plan import Result
+from lmrecipes.series import held
 from lmrecipes.tracking.record import read_metrics
 
 FREE = tuple(field for field in FREE_ON_RESUME if field != "evaluation.")
@@ -45,15 +44,9 @@ class SearchFolder:
         """The finished proxies. A last line that was cut off is left out."""
         return [Result.from_dict(row) for row in read_metrics(self.journal)]
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Hold the folder for one command. Raises InputError where another runs proxies there now."""
-        try:
-            with FileLock(self.path / ".lock", timeout=0):
-                yield
-        except Timeout:
-            what, fix = f"another search runs in {self.path}", "wait for it, or begin another with --folder"
-            raise InputError(Problem("--folder", what, fix, "search-busy")) from None
+        return held(self.path, "search")
 
     def write(self, results: Sequence[Result]) -> None:
         """All results so far; what stood there is a part of them."""
@@ -68,21 +61,9 @@ def open_search(path: Path, base: Recipe) -> SearchFolder:
     folder, now = SearchFolder(path), base.model_dump(mode="json")
     if folder.settings.exists():
         saved = json.loads(folder.settings.read_text(encoding="utf-8"))
-        before, after = leaves(saved), leaves(now)
-        changed = [k for k in {**before, **after} if before.get(k) != after.get(k) and not k.startswith(FREE)]
-        fix = "repeat the flags of its start, or begin another with --folder"
-        if changed:
-            raise InputError(
-                [
-                    Problem(
-                        key,
-                        f"the search {path} was begun with {before.get(key)}, now it is {after.get(key)}",
-                        fix,
-                        "search-mismatch",
-                    )
-                    for key in changed
-                ]
-            )
+        if problems := mismatches(saved, now, FREE, f"the search {path} was begun with"):
+            fix = "repeat the flags of its start, or begin another with --folder"
+            raise InputError([Problem(field, what, fix, "search-mismatch") for field, what in problems.items()])
     elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         what = f"{path} exists and holds no search"
         raise InputError(Problem("--folder", what, "name a new folder", "search-folder"))

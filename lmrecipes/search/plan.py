@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmrecipes.data.permutation import hash_key
-from lmrecipes.recipe import Recipe, Tracking
+from lmrecipes.recipe import Recipe
 from lmrecipes.search.design import design
 from lmrecipes.search.fit import Found, find, rounded
+from lmrecipes.series import unattended
 from lmrecipes.tracking.results import lower_is_better
 
 Metric = Literal["loss", "headline"]
@@ -110,13 +111,12 @@ def own_shares(recipe: Recipe) -> Floats:
 
 def proxy_base(recipe: Recipe, steps: int, rows: int) -> Recipe:
     """The recipe that all proxies of a search share: short, evaluated on `rows` rows of each task, not tracked."""
-    return recipe.model_copy(
+    short = unattended(recipe)
+    return short.model_copy(
         update={
             "mixture": recipe.mixture.model_copy(update={"law": "explicit"}),
             "schedule": recipe.schedule.model_copy(update={"steps": steps}),
-            "evaluation": recipe.evaluation.model_copy(update={"every": 0, "examples": rows}),
-            "checkpoint": recipe.checkpoint.model_copy(update={"every": 0}),
-            "tracking": Tracking(wandb="off", tensorboard=False),
+            "evaluation": short.evaluation.model_copy(update={"examples": rows}),
         }
     )
 

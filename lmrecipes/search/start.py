@@ -16,6 +16,7 @@ from lmrecipes.launching import quieten
 from lmrecipes.machine import this_machine
 from lmrecipes.planning.hardware import Hardware
 from lmrecipes.planning.launch_pair import Stage, launch_pair, write_pair
+from lmrecipes.planning.pair_precision import pair_word
 from lmrecipes.problems import InputError, Problem, did_you_mean, listing
 from lmrecipes.recipe import Recipe
 from lmrecipes.recipe_files import find_recipe
@@ -52,7 +53,7 @@ def search(reference: str, args: Sequence[str]) -> int:
         raise InputError(problems)
     quieten()
     hardware = this_machine(options.processes)
-    if why := hardware.why_not(recipe.precision.compute):
+    if why := hardware.why_not(pair_word(recipe.precision), deepspeed=options.zero is not None):
         raise InputError(Problem("precision.compute", why, "use another precision", "precision-hw"))
     base, question = proxy_base(recipe, options.steps, options.rows), options.question
     folder = open_search(options.folder or Path("runs") / f"search-{recipe.name}", base)
@@ -133,6 +134,6 @@ def _rank_command(folder: SearchFolder, base: Recipe, options: SearchOptions, ha
     command += ["--repeats", str(question.repeats), "--metric", question.metric]
     command += ["--targets", *question.targets] if question.targets else []
     if options.zero is not None:
-        pair = launch_pair(base, options.zero, base.precision.compute, hardware.processes, hardware.device)
+        pair = launch_pair(base, options.zero, pair_word(base.precision), hardware.processes, hardware.device)
         command += ["--deepspeed", str(write_pair(pair, folder.path / "launch")[0])]
     return command

@@ -118,7 +118,7 @@ def test_two_ranks_and_deepspeed_give_the_same_losses(here: Path, run: Run) -> N
         (["--mixture.adaptive.method", "odm"], ["mixture.adaptive.method"]),
         (["--mixture.replay", "plan.jsonl"], ["mixture.replay"]),
         (["--tasks.short.weight", "0", "--tasks.rare.weight", "0"], ["only 'long' is drawn"]),
-        (["--precision.compute", "fp16"], ["precision.compute"]),
+        (["--precision.compute", "fp16", "--zero", "2"], ["precision.compute"]),
     ],
 )
 def test_refusals(args: list[str], words: list[str], here: Path, capfd: Capture) -> None:

@@ -1,0 +1,80 @@
+"""Starts the cells of a study: all in one group of processes, or under DeepSpeed each row in its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from lmrecipes.launcher import STOPPED, start_processes
+from lmrecipes.planning.hardware import Hardware
+from lmrecipes.planning.launch_pair import LaunchPair, Stage, launch_pair, write_pair
+from lmrecipes.planning.pair_precision import pair_word
+from lmrecipes.planning.preflight import preflight_pair
+from lmrecipes.problems import InputError, Problem
+from lmrecipes.studies.cells import Cell
+from lmrecipes.studies.folder import StudyFolder, with_results
+
+AGAIN = "The same command goes on from the finished cells"
+"""How to continue a study that was cut."""
+
+
+def check_cells(cells: Sequence[Cell], hardware: Hardware, zero: Stage | None) -> None:
+    """Raise InputError with all that is known to be wrong with any cell on this machine, before the first one runs."""
+    problems: list[Problem] = []
+    for row, cell in _first_of_rows(cells).items():
+        try:
+            found = preflight_pair(cell.recipe, _pair(cell, hardware, zero), hardware)
+        except InputError as error:
+            found = error.problems
+        problems += [Problem(f"{row}: {p.where}", p.what, p.fix, p.id) for p in found if p.severity == "error"]
+    if problems:
+        raise InputError(problems)
+
+
+def train_cells(folder: StudyFolder, cells: Sequence[Cell], hardware: Hardware, zero: Stage | None) -> int:
+    """Run the cells that have no result yet; returns the contract's exit code.
+
+    DeepSpeed's autocast is the process's, not the engine's: cells of different precision cannot share one.
+    """
+    rows = _first_of_rows(cells)
+    for row in [None] if zero is None else rows:
+        while _pending(folder, cells, row):
+            command = ["-m", "lmrecipes.studies.run", "--folder", str(folder.path)]
+            if row is not None:
+                pair = _pair(rows[row], hardware, zero)
+                assert pair is not None
+                command += ["--row", row, "--deepspeed", str(write_pair(pair, folder.path / "launch")[0])]
+            code = start_processes(command, hardware.processes, AGAIN)
+            if code in STOPPED:
+                done = len(cells) - len(_pending(folder, cells, None))
+                Console(stderr=True, soft_wrap=True).print(f"stopped. {AGAIN}: {done}", highlight=False)
+            if code:
+                return code
+    return 0
+
+
+def prepare_data(cells: Sequence[Cell]) -> None:
+    """Encode what is not encoded yet, before any rank exists."""
+    from lmrecipes.data.encode import encode_tasks
+
+    for cell in _first_of_rows(cells).values():
+        encode_tasks(cell.recipe)
+
+
+def _pair(cell: Cell, hardware: Hardware, zero: Stage | None) -> LaunchPair | None:
+    if zero is None:
+        return None
+    return launch_pair(cell.recipe, zero, pair_word(cell.recipe.precision), hardware.processes, hardware.device)
+
+
+def _first_of_rows(cells: Sequence[Cell]) -> dict[str, Cell]:
+    rows: dict[str, Cell] = {}
+    for cell in cells:
+        rows.setdefault(cell.row, cell)
+    return rows
+
+
+def _pending(folder: StudyFolder, cells: Sequence[Cell], row: str | None) -> list[Cell]:
+    planned = with_results(cells, folder.results())
+    return [cell for cell, result in planned if result is None and row in (None, cell.row)]
