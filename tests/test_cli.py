@@ -98,7 +98,7 @@ def test_every_command_explains_itself(name: str, capfd: Capture, here: Path) ->
     out, err = capfd.readouterr()
     assert err == ""
     assert out.startswith(f"usage: lmrecipes {name}")
-    takes_recipe = name in ("show", "check", "configure", "train", "search")
+    takes_recipe = name in ("show", "check", "plan", "configure", "train", "search", "study", "gate", "audit")
     assert (f"`lmrecipes {name} RECIPE --help`" in out) == takes_recipe
 
 
@@ -494,7 +494,7 @@ def test_configure_one_pair(capfd: Capture, here: Path) -> None:
     assert content["deepspeed_config"]["deepspeed_config_file"] == "mine/zero3_fp16.json"
     capfd.readouterr()
     said = refused(capfd, "configure", "bert_multitask", "--hardware", "2xcpu", "--precision", "fp16", "--write", "cpu")
-    assert "fp16 training needs a GPU" in said
+    assert "fp16 under DeepSpeed needs a GPU" in said
     assert "hardware" in refused(capfd, "configure", "bert_multitask", "--hardware", "8 GPUs", "--write", "cpu")
     assert command(["configure", "bert_multitask", "--hardware", "2xcpu", "--all", "--write", "cpu"]) == 0
     assert not list(Path("cpu").glob("*fp16*"))
@@ -502,3 +502,46 @@ def test_configure_one_pair(capfd: Capture, here: Path) -> None:
     capfd.readouterr()
     file = "mine/zero3_fp16.yaml"
     assert f"{file}/x: Not a directory" in refused(capfd, "configure", "bert_multitask", "--write", f"{file}/x")
+
+
+def test_configure_knows_the_recipes_precision(capfd: Capture, here: Path) -> None:
+    """The pair is the recipe's own kind without a word about it; `check` then finds nothing to say."""
+    pure = ["bert_multitask", "--precision.master-weights", "none"]
+    assert command(["configure", *pure, "--hardware", "2xA100", "--write", "pure"]) == 0
+    assert sorted(p.name for p in Path("pure").iterdir()) == ["zero2_pure_bf16.json", "zero2_pure_bf16.yaml"]
+    same = ["configure", "bert_multitask", "--precision", "pure_bf16", "--hardware", "2xA100", "--write", "same"]
+    assert command(same) == 0
+    assert Path("same/zero2_pure_bf16.json").read_text() == Path("pure/zero2_pure_bf16.json").read_text()
+    capfd.readouterr()
+    files = ["--accelerate", "pure/zero2_pure_bf16.yaml", "--hardware", "2xA100", "--json"]
+    assert command(["check", *pure, *files]) == 0
+    capfd.readouterr()
+    assert command(["check", "bert_multitask", *files]) == 2
+    assert {problem["id"] for problem in json.loads(capfd.readouterr().out)} == {"masters-mismatch", "bf16-grad-accum"}
+    assert "pure-zero0" in refused(capfd, "configure", *pure, "--zero", "0", "--write", "no")
+    assert "pure-offload" in refused(capfd, "configure", *pure, "--offload", "--write", "no")
+    (here / "fp8.yaml").write_text(yaml.safe_dump({**make_recipe(here), "precision": {"layers": {"*": "fp8"}}}))
+    assert command(["configure", "fp8.yaml", "--hardware", "2xH100", "--all", "--write", "fp8"]) == 0
+    assert {p.stem for p in Path("fp8").glob("*.json")} == {
+        "zero1_fp32",
+        "zero2_fp32",
+        "zero3_fp32",
+        "zero2_fp32_offload",
+        "zero3_fp32_offload",
+    }
+    assert command(["configure", *pure, "--hardware", "2xH100", "--all", "--write", "all"]) == 0
+    assert {p.stem for p in Path("all").glob("*.json")} == {f"zero{stage}_pure_bf16" for stage in (1, 2, 3)}
+
+
+def test_check_says_what_fp16_and_fp8_are_on_a_cpu(capfd: Capture, write: Write, no_assets: Path) -> None:
+    def said(*flags: str) -> tuple[int, set[str]]:
+        code = command(["check", file, "--hardware", "2xcpu", "--json", *flags])
+        return code, {problem["id"] for problem in json.loads(capfd.readouterr().out)}
+
+    file = write(**{"schedule.steps": 60})
+    assert said() == (0, set())
+    assert said("--precision.compute", "fp16") == (1, {"fp16-cpu"})
+    file = write(**{"schedule.steps": 60, "precision.layers": {"*": "fp8"}})
+    assert said() == (1, {"fp8-hw"})
+    assert said("--precision.fp8", "emulated") == (0, set())
+    assert said("--precision.fp8", "native") == (2, {"fp8-hw"})

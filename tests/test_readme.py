@@ -26,6 +26,9 @@ from lmrecipes.launching import ProcessOptions
 from lmrecipes.publishing.export import ExportOptions
 from lmrecipes.recipe_files import find_recipe
 from lmrecipes.search.start import SearchOptions
+from lmrecipes.studies.cells import plan_cells
+from lmrecipes.studies.gate import GateOptions
+from lmrecipes.studies.start import StudyOptions
 
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("recipes/*/README.md")), ROOT / "docs" / "gpt.md"]
 PROGRAMS = ("./launch/", "lmrecipes ", "accelerate ", "deepspeed ", "torchrun ", "python ", "wandb ")
@@ -88,6 +91,19 @@ def trains(words: Sequence[str], tiny: Path) -> None:
 def searches(words: Sequence[str], tiny: Path) -> None:
     """Its flags, and that the recipe with them is whole."""
     parse(find_recipe(words[2]), SearchOptions, words[3:], "search")
+
+
+def studies(words: Sequence[str], tiny: Path) -> None:
+    """Its flags, and that every cell is whole."""
+    file = find_recipe(words[2])
+    options, _ = parse(file, StudyOptions, words[3:], "study")
+    assert plan_cells(file, options.variants, options.vary, options.seeds, StudyOptions, words[3:])
+
+
+def gates(words: Sequence[str], tiny: Path) -> None:
+    """Its flags, and that there is a gate. RUN: see tests/studies."""
+    if words[2] != "runs/RUN":
+        assert parse(find_recipe(words[2]), GateOptions, words[3:], "gate")[1].gates
 
 
 def writes(words: Sequence[str], tiny: Path) -> None:
@@ -175,6 +191,8 @@ TESTED: dict[str, How] = {
     "lmrecipes configure": writes,
     "lmrecipes train": trains,
     "lmrecipes search": searches,
+    "lmrecipes study": studies,
+    "lmrecipes gate": gates,
     "lmrecipes evaluate": evaluates,
     "lmrecipes export": exports,
     "lmrecipes report": runs,

@@ -35,7 +35,8 @@ def errors(content: dict[str, Any]) -> list[tuple[str, str]]:
     return [(".".join(map(str, error["loc"])), error["msg"]) for error in caught.value.errors()]
 
 
-PARTS = ["tasks.t", "tasks.t.source", "tasks.t.source.chat", "mixture.adaptive", "model.lora"] + [
+NESTED = ["mixture.adaptive", "model.lora", "model.mlp", "precision.loss_scaling", "precision.raising"]
+PARTS = ["tasks.t", "tasks.t.source", "tasks.t.source.chat", *NESTED] + [
     name
     for name, field in Recipe.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
@@ -43,9 +44,14 @@ PARTS = ["tasks.t", "tasks.t.source", "tasks.t.source.chat", "mixture.adaptive",
 
 
 def test_every_part_is_tried() -> None:
-    assert len(PARTS) == len(CONFIGS) - 2, "each class but Recipe itself and Waypoint stands in the tree"
-    (error,) = errors(changed("mixture.schedule", [{"at": 0, "weights": {}, "lrr": 1}]))
-    assert error == ("mixture.schedule.0.lrr", "Extra inputs are not permitted")
+    listed = {
+        "mixture.schedule": {"at": 0, "weights": {}},
+        "precision.changes": {"at": 0.5, "layers": {"*": "bf16"}},
+    }
+    assert errors(changed("gates.g", {"lrr": 1})) == [("gates.g.lrr", "Extra inputs are not permitted")]
+    assert len(PARTS) + len(listed) + 1 == len(CONFIGS) - 1, "each class but Recipe itself stands in the tree"
+    for path, item in listed.items():
+        assert errors(changed(path, [{**item, "lrr": 1}])) == [(f"{path}.0.lrr", "Extra inputs are not permitted")]
 
 
 @pytest.mark.parametrize("part", ["", *PARTS])
@@ -112,6 +118,8 @@ def test_an_unknown_key_is_an_error_at_any_depth(part: str) -> None:
         ("schedule.warmup_fraction", 1),
         ("schedule.final_fraction", 1.1),
         ("precision.compute", "fp8"),
+        ("precision.loss_scaling.initial", 1000),
+        ("precision.loss_scaling.initial", 0.5),
         ("evaluation.every", -1),
         ("checkpoint.keep", 0),
         ("tracking.wandb", "yes"),
@@ -336,6 +344,8 @@ TALK = {"kind": "chat", "source": {"files": "x.jsonl"}}
          "which turns"),
         ({"tasks": {"t": {**TALK, "kind": "regression", "source": {"files": "x", "chat": {"turns": "y"}}}}}, "tasks.t",
          "how conversations are written"),
+        ({"tasks": {"t": {"kind": "multi_label", "source": {"files": "x"}, "loss": "mean_squared_error"}}}, "tasks.t",
+         "is a choice of classification tasks"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_go_together(changes: dict[str, Any], where: str, said: str) -> None:
