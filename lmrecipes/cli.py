@@ -20,7 +20,16 @@ from rich.text import Text
 
 from lmrecipes.evaluate import EvaluateOptions, evaluate, print_answer
 from lmrecipes.flags import Options, parse
-from lmrecipes.planning.launch_pair import STANDARD_PAIRS, Stage, launch_pair, write_ddp_yaml, write_pair
+from lmrecipes.plan import PlanOptions, plan, print_plan
+from lmrecipes.planning.launch_pair import (
+    Stage,
+    launch_pair,
+    pair_name,
+    standard_pairs,
+    write_ddp_yaml,
+    write_pair,
+)
+from lmrecipes.planning.pair_precision import PairWord, pair_word
 from lmrecipes.problems import InputError, Problem, did_you_mean
 from lmrecipes.publishing.export import ExportOptions, export_run
 from lmrecipes.recipe import Recipe
@@ -57,8 +66,8 @@ class ConfigureOptions:
     """For example 2xcpu or 8xA100-80GB. None: this machine."""
     zero: Stage = 2
     """ZeRO stage."""
-    half: Annotated[Literal["fp32", "bf16", "fp16"] | None, tyro.conf.arg(name="precision")] = None
-    """fp32, bf16 or fp16. None: the recipe's."""
+    word: Annotated[PairWord | None, tyro.conf.arg(name="precision")] = None
+    """fp32, bf16, fp16 or pure_bf16 (no fp32 master weights). None: the recipe's own."""
     offload: bool = False
     """Optimizer states (and at stage 3 the parameters) in the host's memory."""
     write: Path | None = None
@@ -276,18 +285,17 @@ def _configure(args: Sequence[str]) -> int:
     hardware = Hardware.parse(options.hardware) if options.hardware else this_machine()
     folder = options.write or file.folder or Path()
     if options.all:
-        chosen = [pair for pair in STANDARD_PAIRS if not hardware.why_not(pair[1])]
+        chosen = [pair for pair in standard_pairs(recipe.precision) if not hardware.why_not(pair[1])]
     else:
-        half = options.half or recipe.precision.compute
-        if why := hardware.why_not(half):
+        word = options.word or pair_word(recipe.precision)
+        if why := hardware.why_not(word):
             raise InputError(Problem("--precision", why, "name another --precision or --hardware", "precision-hw"))
-        chosen = [(options.zero, half, options.offload)]
+        chosen = [(options.zero, word, options.offload)]
     processes, device = hardware.processes, hardware.device
     written: list[Path] = []
-    for zero, half, offload in chosen:
-        name = launch_pair(recipe, zero, half, processes, device, offload).name
-        json_path = _shown(folder / f"{name}.json")
-        written += write_pair(launch_pair(recipe, zero, half, processes, device, offload, json_path=json_path), folder)
+    for zero, word, offload in chosen:
+        json_path = _shown(folder / f"{pair_name(zero, word, offload)}.json")
+        written += write_pair(launch_pair(recipe, zero, word, processes, device, offload, json_path=json_path), folder)
     if options.all:
         written.append(write_ddp_yaml(processes, device, folder))
     for path in written:
@@ -299,6 +307,20 @@ def _shown(path: Path) -> str:
     """A path as the launch file names it: relative to the working directory where it lies below it."""
     resolved = path.resolve()
     return str(resolved.relative_to(Path.cwd())) if resolved.is_relative_to(Path.cwd()) else str(resolved)
+
+
+def _plan(args: Sequence[str]) -> int:
+    """Arithmetic, traffic and memory of a step in each precision, before anything runs."""
+    _, options, recipe = _recipe(args, PlanOptions, "plan")
+    from lmrecipes.launching import quieten
+
+    quieten()
+    made = plan(recipe, options)
+    if options.json:
+        _print_json(made.as_dict())
+    else:
+        print_plan(made, Console())
+    return 0
 
 
 def _train(args: Sequence[str]) -> int:
@@ -315,6 +337,30 @@ def _search(args: Sequence[str]) -> int:
 
     _recipe_file(args, SearchOptions, "search")
     return search(args[0], args[1:])
+
+
+def _study(args: Sequence[str]) -> int:
+    """Train variants of a recipe over seeds: metrics with their spread, time and memory beside each other."""
+    from lmrecipes.studies.start import StudyOptions, study
+
+    _recipe_file(args, StudyOptions, "study")
+    return study(args[0], args[1:])
+
+
+def _gate(args: Sequence[str]) -> int:
+    """Measure a recipe's gates over seeds. Exit code 0: all are met, 1: one is not."""
+    from lmrecipes.studies.gate import GateOptions, gate
+
+    _recipe_file(args, GateOptions, "gate")
+    return gate(args[0], args[1:])
+
+
+def _audit(args: Sequence[str]) -> int:
+    """Where precision hurts, layer by layer: a few steps measured, and a `precision:` block recommended."""
+    from lmrecipes.precision.audit.start import AuditOptions, audit
+
+    _recipe_file(args, AuditOptions, "audit")
+    return audit(args[0], args[1:])
 
 
 def _evaluate(args: Sequence[str]) -> int:
@@ -401,9 +447,13 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "list": ("", _list),
     "show": ("RECIPE", _show),
     "check": ("RECIPE", _check),
+    "plan": ("RECIPE", _plan),
     "configure": ("RECIPE", _configure),
     "train": ("RECIPE", _train),
     "search": ("RECIPE", _search),
+    "study": ("RECIPE", _study),
+    "gate": ("RECIPE|RUN", _gate),
+    "audit": ("RECIPE|RUN", _audit),
     "evaluate": ("RUN", _evaluate),
     "export": ("RUN --to DIR | --push-to-hub OWNER/NAME", _export),
     "report": ("RUN [RUN ...]", _report),

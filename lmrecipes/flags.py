@@ -29,7 +29,7 @@ def parse(file: RecipeFile, options: type[Options], args: Sequence[str], program
     if len(chosen) > 1:
         names = " ".join(f"--{name}" for name in chosen)
         raise InputError(Problem(names, "variants exclude each other", "keep one", "flag-conflict"))
-    rest = [arg for arg in rest if arg.removeprefix("--") not in chosen]
+    rest = [arg for arg in rest if arg not in [f"--{name}" for name in chosen]]
     recipe = file.build(chosen[0] if chosen else "recipe")
     variants = [
         f"--{name}: {(function.__doc__ or '').strip()}" for name, function in file.variants.items() if name != "recipe"

@@ -24,7 +24,8 @@ from lmrecipes.machine import cores, this_machine
 from lmrecipes.planning.hardware import Hardware
 from lmrecipes.planning.launch_files import load_file
 from lmrecipes.planning.launch_pair import LaunchPair, Stage, launch_pair, write_pair
-from lmrecipes.planning.preflight import preflight
+from lmrecipes.planning.pair_precision import pair_word
+from lmrecipes.planning.preflight import preflight, preflight_pair
 from lmrecipes.problems import InputError, Problem, RunFailed
 from lmrecipes.ranks import run_ranks, send_to_children
 from lmrecipes.recipe import Recipe
@@ -68,12 +69,12 @@ def train(reference: str, args: Sequence[str]) -> int:
     config = options.deepspeed
     if config is not None:
         found = preflight(recipe, load_file(config, "deepspeed"), None, hardware)
-        problems = [problem for problem in found if problem.id not in DERIVED]
-        if any(problem.severity == "error" for problem in problems):
-            raise InputError(problems)
-        show_problems(problems)
-    elif why := hardware.why_not(recipe.precision.compute):
-        raise InputError(Problem("precision.compute", why, "use another precision", "precision-hw"))
+    else:
+        found = preflight_pair(recipe, pair, hardware)
+    problems = [problem for problem in found if problem.id not in DERIVED]
+    if any(problem.severity == "error" for problem in problems):
+        raise InputError(problems)
+    show_problems(problems)
     _prepare_data(recipe)
     run = _run_folder(options, recipe)
     if pair is not None:
@@ -148,8 +149,8 @@ def _pair(options: TrainOptions, recipe: Recipe, hardware: Hardware) -> LaunchPa
         raise InputError(Problem("--offload", "needs a ZeRO stage", "add --zero 2 or --zero 3", "flag-conflict"))
     if options.zero is None:
         return None
-    compute = recipe.precision.compute
-    return launch_pair(recipe, options.zero, compute, hardware.processes, hardware.device, options.offload)
+    word = pair_word(recipe.precision)
+    return launch_pair(recipe, options.zero, word, hardware.processes, hardware.device, options.offload)
 
 
 def _prepare_data(recipe: Recipe) -> None:

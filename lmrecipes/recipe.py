@@ -11,15 +11,16 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from lmrecipes.recipe_mixture import ADAPTIVE_LAG, Adaptive, LossWeighting, Mixture, Waypoint
-from lmrecipes.recipe_model import Lora, Model
+from lmrecipes.recipe_model import Lora, Mlp, Model
 from lmrecipes.recipe_precision import Change, LayerFormat, LossScaling, Precision, Raising
-from lmrecipes.recipe_task import METRICS, TOKEN_KINDS, ChatFormat, Source, Task, TaskKind
+from lmrecipes.recipe_task import METRICS, TOKEN_KINDS, ChatFormat, Source, Task, TaskKind, TaskLoss
 from lmrecipes.recipe_types import Broken, Config, Count, Fraction, NonNegative, Positive, require
 
 __all__ = [
     "ADAPTIVE_LAG", "METRICS", "TOKEN_KINDS", "Adaptive", "Batch", "Change", "ChatFormat", "Checkpoint", "Config",
-    "Evaluation", "Gate", "LayerFormat", "Loader", "Lora", "LossScaling", "LossWeighting", "Mixture", "Model",
-    "Optimizer", "Precision", "Raising", "Recipe", "Schedule", "Source", "Task", "TaskKind", "Tracking", "Waypoint",
+    "Evaluation", "Gate", "LayerFormat", "Loader", "Lora", "LossScaling", "LossWeighting", "Mixture", "Mlp", "Model",
+    "Optimizer", "Precision", "Raising", "Recipe", "Schedule", "Source", "Task", "TaskKind", "TaskLoss", "Tracking",
+    "Waypoint",
 ]  # fmt: skip
 
 
@@ -61,7 +62,8 @@ class Optimizer(Config):
     eps: Positive = 1e-8
     """Added to the root of the second moment."""
     weight_decay: NonNegative = 0.01
-    """Decay of matrices; biases and norms have none."""
+    """Decay of matrices; biases and norms have none. adamw takes it from the weights themselves; rmsprop and sgd add it
+    to the gradient (L2), as torch's do."""
     gradient_clipping: Positive = 1.0
     """Largest global gradient norm."""
 
@@ -202,5 +204,36 @@ class Recipe(Config):
                 broken.append(Broken(f"gates.{name}.tasks", what, f"name some of {', '.join(self.tasks)}"))
         if self.model.chat_template is not None and "chat" not in kinds:
             broken.append(Broken("model.chat_template", "no task is of kind chat", "remove it, or add such a task"))
+        broken += self._not_of_mlp() if self.model.mlp.hidden else self._without_tokenizer()
         require(broken + self.mixture.broken_for({name: task.weight for name, task in self.tasks.items()}))
         return self
+
+    def _not_of_mlp(self) -> list[Broken]:
+        """What a multi-layer perceptron cannot be trained on."""
+        broken = []
+        for name, task in self.tasks.items():
+            if task.source.ids is None:
+                what = "model.mlp reads rows of intensities, and the task has texts"
+                broken.append(Broken(f"tasks.{name}.source.ids", what, "name their column, or remove model.mlp"))
+            if task.of_tokens:
+                what = f"model.mlp has no language-model head, and the task is of kind {task.kind}"
+                broken.append(Broken(f"tasks.{name}.kind", what, "choose a kind with labels, or remove model.mlp"))
+            if task.max_length is not None:
+                what = f"rows of model.mlp have exactly model.mlp.inputs ({self.model.mlp.inputs}) values"
+                broken.append(Broken(f"tasks.{name}.max_length", what, "remove it"))
+        if self.batch.layout not in ("auto", "padded"):
+            what = f"{self.batch.layout}, but rows of model.mlp are equally long: they are one rectangle"
+            broken.append(Broken("batch.layout", what, "set it to auto, or padded"))
+        return broken
+
+    def _without_tokenizer(self) -> list[Broken]:
+        """Tasks that need a tokenizer where there is none, or none that could be trained."""
+        ids = [name for name, task in self.tasks.items() if task.source.ids is not None]
+        need = [name for name, task in self.tasks.items() if task.needs_tokenizer]
+        if self.model.tokenizer_vocabulary and ids:
+            what = f"ids of another tokenizer than the one to be trained are read by {', '.join(ids)}"
+            return [Broken("model.tokenizer_vocabulary", what, "name the tokenizer that gave them: model.tokenizer")]
+        if self.model.config and not (self.model.tokenizer or self.model.tokenizer_vocabulary) and need:
+            what = f"needed by {', '.join(need)}"
+            return [Broken("model.tokenizer", what, "name one, or set model.tokenizer_vocabulary to train one")]
+        return []

@@ -69,13 +69,14 @@ def recipe_path(name: str) -> Path:
 
 
 def summary(path: Path) -> tuple[str, list[str]]:
-    """First line of a recipe's docstring and its variants, without running it."""
+    """First line of a recipe's docstring and its variants (functions of no argument), without running it."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     doc = (ast.get_docstring(tree) or "").partition("\n")[0]
     variants = [
         node.name
         for node in tree.body
         if isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Name) and node.returns.id == "Recipe"
+        if ast.unparse(node.args) == ""
     ]
     return doc, [name for name in variants if name != "recipe"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import frexp
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -27,6 +28,13 @@ class LossScaling(Config):
     growth_interval: Count = 1000
     """Steps without overflow before the scale is doubled."""
 
+    @model_validator(mode="after")
+    def _power_of_two(self) -> Self:
+        if self.initial < 1 or frexp(self.initial)[0] != 0.5:
+            what = f"the scale is a power of two of 1 or more, found {self.initial:g}"
+            require([Broken("initial", what, "write 65536, 1024 or another power of two")])
+        return self
+
 
 class Change(Config):
     """From some step on, layers compute in other formats."""
@@ -42,14 +50,15 @@ class Raising(Config):
     ranks decide alike, from what all of them have seen; a layer is never lowered again."""
 
     overflows: Annotated[int, Field(ge=0)] = 0
-    """Raise a layer after so many measured steps in which its values overflowed. 0: never for that."""
+    """Raise a layer after so many measured steps in which its values overflowed. 0: never for that. Rows of fp8 numbers
+    are scaled to fit, so that this is for fp16."""
     underflow: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Raise a layer whose share of values that are lost as zeros passes this in `streak` measurements in a row. 1:
     never for that."""
     streak: Count = 3
     """Measurements in a row, so that one odd batch raises nothing."""
     every: Count = 10
-    """Steps between two measurements."""
+    """Steps between two measurements. The step after a skipped one is measured too."""
     to: Literal["next", "fp32"] = "next"
     """next: the next higher format. fp32: at once."""
 
@@ -102,6 +111,11 @@ class Precision(Config):
     def pure(self) -> bool:
         """Whether there are no fp32 master weights."""
         return self.master_weights == "none"
+
+    @property
+    def half(self) -> bool:
+        """Whether all of a model computes in 16 bits: some attention kernels know nothing else."""
+        return self.compute != "fp32" and (self.pure or not self.by_layer)
 
     @property
     def section(self) -> Compute:

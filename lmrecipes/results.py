@@ -34,6 +34,9 @@ def finish_run(run: RunFolder, file: RecipeFile | None) -> None:
         write_json(run.evaluation, evaluation)
     write_card(run)
     show_results(run)
+    if gates := run_recipe(run).gates:
+        said = f"{listing(list(gates))}: measured by `lmrecipes gate {run.path}`"
+        Console(soft_wrap=True).print(f"gates {said}", markup=False, highlight=False)
 
 
 def show_results(run: RunFolder) -> None:
@@ -134,7 +137,7 @@ def measure_baselines(
     labelled = _labelled(recipe)
     if len(labelled) < len(recipe.tasks):
         only = f"TF-IDF + linear for {listing(labelled)} only" if labelled else "no TF-IDF + linear"
-        text = f"baselines: the same model from scratch; {only}: language modelling and chat have no labels to learn"
+        text = f"baselines: the same model from scratch; {only}: the other tasks label no texts"
         Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)
     found: dict[str, Scores] = {"tfidf_linear": tfidf_scores(recipe)} if labelled else {}
     scratch = train_scratch(run.path / "baselines" / "scratch")
@@ -148,7 +151,7 @@ def measure_baselines(
 
 def _labelled(recipe: Recipe) -> list[str]:
     """Tasks that a bag of words can learn: those that label a text."""
-    return [name for name, task in recipe.tasks.items() if not task.of_tokens]
+    return [name for name, task in recipe.tasks.items() if task.labels_texts]
 
 
 def tfidf_scores(recipe: Recipe) -> Scores:

@@ -33,6 +33,7 @@ FREE_ON_RESUME = (
     "model.activation_checkpointing",
     "model.compile",
     "model.liger",
+    "precision.most_skipped",
     "loader.",
     "evaluation.",
     "checkpoint.",
@@ -78,6 +79,16 @@ class RunFolder:
         return self.path / "plan.jsonl"
 
     @property
+    def precision(self) -> Path:
+        """Layers whose number format changed during training, where any can."""
+        return self.path / "precision.jsonl"
+
+    @property
+    def audit(self) -> Path:
+        """Where precision hurts, layer by layer, where `lmrecipes audit` has looked."""
+        return self.path / "audit.json"
+
+    @property
     def start(self) -> Path:
         """Metrics per task before the first step, where the recipe asks for them."""
         return self.path / "start.json"
@@ -86,6 +97,11 @@ class RunFolder:
     def evaluation(self) -> Path:
         """Final metrics per task."""
         return self.path / "evaluation.json"
+
+    @property
+    def gates(self) -> Path:
+        """Verdicts on the recipe's gates, where they have been measured."""
+        return self.path / "gates.json"
 
     @property
     def lm_eval(self) -> Path:
@@ -143,21 +159,18 @@ def resumable_run(path: Path | None, recipe: Recipe) -> RunFolder:
     if run.evaluation.exists():
         problem = f"{run.path} has been finished: it holds evaluation.json"
         raise InputError(Problem("--resume", problem, "start a new run without --resume", "resume-finished"))
-    saved, now = (leaves(content) for content in (yaml.safe_load(run.recipe.read_text()), _content(recipe)))
-    changed = [key for key in {**saved, **now} if saved.get(key) != now.get(key) and not key.startswith(FREE_ON_RESUME)]
-    if changed:
-        raise InputError(
-            [
-                Problem(
-                    key,
-                    f"the run {run.path} was started with {saved.get(key)}, resumed with {now.get(key)}",
-                    "repeat the flags of the start, or start a new run without --resume",
-                    "resume-mismatch",
-                )
-                for key in changed
-            ]
-        )
+    saved = yaml.safe_load(run.recipe.read_text())
+    if problems := mismatches(saved, _content(recipe), FREE_ON_RESUME, f"the run {run.path} was started with"):
+        fix = "repeat the flags of the start, or start a new run without --resume"
+        raise InputError([Problem(field, what, fix, "resume-mismatch") for field, what in problems.items()])
     return run
+
+
+def mismatches(before: dict[str, Any], now: dict[str, Any], free: tuple[str, ...], begun: str) -> dict[str, str]:
+    """What differs between the settings of the start and those of now, by dotted path. free: paths that may."""
+    saved, given = leaves(before), leaves(now)
+    changed = [key for key in {**saved, **given} if saved.get(key) != given.get(key) and not key.startswith(free)]
+    return {key: f"{begun} {saved.get(key)}, now it is {given.get(key)}" for key in changed}
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -269,6 +282,11 @@ def write_environment(run: RunFolder, facts: dict[str, Any]) -> None:
             **({"before": before} if before else {}),
         },
     )
+
+
+def write_dtypes(run: RunFolder, dtypes: Any) -> None:
+    """Put into what the run runs on how its numbers were found to be kept."""
+    write_json(run.environment, {**json.loads(run.environment.read_text(encoding="utf-8")), "dtypes": dtypes})
 
 
 def write_mixture(run: RunFolder, facts: Mapping[str, Mapping[str, Any]], step: int) -> None:

@@ -32,6 +32,7 @@ from lmrecipes.data.layout import Arrangement, lay_out  # noqa: E402
 from lmrecipes.machine import cores, this_machine  # noqa: E402
 from lmrecipes.planning.batch import plan_batch  # noqa: E402
 from lmrecipes.planning.launch_pair import launch_pair  # noqa: E402
+from lmrecipes.planning.pair_precision import pair_word  # noqa: E402
 from lmrecipes.recipe import Recipe  # noqa: E402
 from lmrecipes.recipe_files import find_recipe  # noqa: E402
 from lmrecipes.tracking.results import write_results_into  # noqa: E402
@@ -140,7 +141,7 @@ def first_step(recipe: Recipe, case: Case, folder: Path) -> dict[str, Any]:
     deepspeed = None
     if case.zero is not None:
         device = this_machine().device
-        pair = launch_pair(recipe, case.zero, recipe.precision.compute, case.processes, device, False)
+        pair = launch_pair(recipe, case.zero, pair_word(recipe.precision), case.processes, device, False)
         deepspeed = folder / "deepspeed.json"
         deepspeed.write_text(json.dumps(pair.deepspeed))
     return {

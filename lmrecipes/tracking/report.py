@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 
-from lmrecipes.files import json_text, write_text_atomically
+from lmrecipes.files import write_text_atomically
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.tracking import sections
 from lmrecipes.tracking.charts import Track, groups_of
+from lmrecipes.tracking.gates_section import gates
+from lmrecipes.tracking.heat import HEAT_SCRIPT, HEAT_STYLE
+from lmrecipes.tracking.html import document
 from lmrecipes.tracking.mixture_section import planned_and_realised
 from lmrecipes.tracking.page import SCRIPT, STYLE
+from lmrecipes.tracking.precision_section import precision
 from lmrecipes.tracking.run_record import RunRecord, read_run
 from lmrecipes.tracking.text_section import changes, samples
 
@@ -55,9 +58,6 @@ def _labelled(runs: Sequence[RunRecord]) -> list[RunRecord]:
 
 
 def _page(runs: Sequence[RunRecord]) -> str:
-    # Imported here: plotly takes 0.2 s, and this module is imported for every run.
-    from plotly.offline import get_plotlyjs
-
     tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
     headlines = {task: next(name for run in runs if (name := run.headline(task)) is not None) for task in tasks}
     groups = groups_of([Track(run.label, run.metrics, run.unit) for run in runs], tasks, headlines)
@@ -66,26 +66,17 @@ def _page(runs: Sequence[RunRecord]) -> str:
     body = [
         sections.header(runs, title),
         sections.results(runs, tasks),
+        gates(runs),
         changes(runs, tasks),
         sections.differences(runs),
         sections.curves(groups, tasks if len(runs) == 1 else [run.label for run in runs]),
         samples(runs, tasks),
         planned_and_realised(runs, tasks),
+        precision(runs),
         sections.time_spent(runs),
         sections.environments(runs),
         sections.recipes(runs),
         f"<footer>Written {time.strftime('%Y-%m-%d %H:%M')} by <code>lmrecipes report</code>. "
         "Drag in a chart to zoom, double-click to reset.</footer>",
     ]
-    # "<" is escaped, so that no name in the data can end the script element.
-    data = json_text([chart.as_dict() for chart in charts]).replace("<", "\\u003c")
-    return "\n".join(
-        [
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>",
-            *(part for part in body if part),
-            f'</main>\n<script type="application/json" id="charts">{data}</script>',
-            f"<script>{get_plotlyjs()}</script>\n<script>{SCRIPT}</script>\n</body>\n</html>\n",
-        ]
-    )
+    return document(title, body, [chart.as_dict() for chart in charts], STYLE + HEAT_STYLE, SCRIPT + HEAT_SCRIPT)

@@ -33,6 +33,12 @@ class RunRecord:
     """What was planned for each task."""
     samples: list[Sample]
     evaluation: Mapping[str, Any] | None
+    gates: Mapping[str, Any]
+    """The verdicts on the recipe's gates, where they have been measured."""
+    audit: Mapping[str, Any] | None
+    """What `lmrecipes audit` found."""
+    formats: list[dict[str, Any]]
+    """Layers that changed their number format, one line each."""
     written: str
     """When the last line of metrics was written, local time."""
 
@@ -95,6 +101,9 @@ def read_run(path: Path) -> RunRecord:
         mixture=_read_json(folder.mixture) or {},
         samples=read_samples(folder.samples),
         evaluation=_read_json(folder.evaluation),
+        audit=_read_json(folder.audit),
+        formats=read_metrics(folder.precision),
+        gates=_read_json(folder.gates) or {},
         written=written,
     )
 

@@ -154,7 +154,7 @@ def environments(runs: Sequence[RunRecord]) -> str:
         if not run.environment:
             parts.append(f'<div class="card run">{name}<p class="note">environment.json is not written yet.</p></div>')
             continue
-        facts = {key: value for key, value in run.environment.items() if key not in ("command", "versions")}
+        facts = {key: value for key, value in run.environment.items() if key not in ("command", "versions", "dtypes")}
         facts |= {str(key): value for key, value in (run.environment.get("versions") or {}).items()}
         rows = "".join(
             f"<div><dt>{escape(words(str(key)))}</dt><dd>{escape(_plain(value))}</dd></div>"
@@ -281,6 +281,8 @@ def _run_row(at: int, run: RunRecord) -> str:
 def _model(model: Mapping[str, Any]) -> str:
     """What was trained: `smollm2, LoRA of rank 16`."""
     config, rank = model.get("config") or {}, (model.get("lora") or {}).get("rank")
+    if hidden := (model.get("mlp") or {}).get("hidden"):
+        return f"multi-layer perceptron {' - '.join(map(str, (model['mlp']['inputs'], *hidden)))}"
     name = str(config.get("model_type") or model.get("pretrained") or "")
     random = bool(config) or model.get("initialization") == "scratch"
     return name + (" from random weights" if random else f", LoRA of rank {rank}" if rank else "")
