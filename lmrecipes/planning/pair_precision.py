@@ -53,7 +53,7 @@ def precision_settings(zero: int, precision: Precision) -> dict[str, Any]:
             "enabled": True,
             "auto_cast": False,
             **loss_scale_settings(precision),
-            "hysteresis": 2,
+            "hysteresis": 1,
             "consecutive_hysteresis": False,
             "min_loss_scale": 1,
         }

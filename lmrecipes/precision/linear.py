@@ -142,7 +142,7 @@ class _Product(torch.autograd.Function):
             matrix = None if weight is None else weight.t() if how.transposed else weight
             backward = _backward_fp8 if how.fp8 else _backward
             into_x, into_weight = backward(gradient, matrix, kept, how)
-            into_bias = None if of_bias is None else gradient.sum(0, dtype=torch.float32).to(of_bias)
+            into_bias = None if of_bias is None else gradient.sum(0).to(of_bias)
         if into_x is not None:
             into_x = into_x.to(of_x)
         if into_weight is not None:

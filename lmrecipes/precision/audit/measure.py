@@ -42,7 +42,7 @@ LOGITS = 1 << 21
 class Sampling:
     """rows: of each activation and gradient in a step, and of each weight; elements: of each parameter's update."""
 
-    rows: int = 128
+    rows: int = 64
     elements: int = 8192
     seed: int = 0
 

@@ -31,7 +31,7 @@ class AuditOptions:
     after: int | None = None
     """Steps before them. None: 8 of training for a recipe, so that heads are not at zero any more; for a run without
     its optimizer's state 4 that fill the moments, with the weights at rest."""
-    rows: int = 128
+    rows: int = 64
     """Rows of each activation and gradient in a step, and of each weight, on which the statistics stand."""
     budget: str = "normal"
     """strict, normal or loose; numbers on top of it: `normal,sqnr=28,gradient=22,underflow=0.005,scaling=none`."""
