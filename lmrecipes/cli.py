@@ -243,7 +243,7 @@ def _check(args: Sequence[str]) -> int:
     Exit code 0: none, 1: warnings only, 2: errors.
     """
     from lmrecipes.machine import this_machine
-    from lmrecipes.planning.check import check_data, check_recipe, check_tokens
+    from lmrecipes.planning.check import check_data, check_layers, check_recipe, check_tokens
     from lmrecipes.planning.hardware import Hardware
 
     try:
@@ -251,7 +251,7 @@ def _check(args: Sequence[str]) -> int:
         hardware = Hardware.parse(options.hardware) if options.hardware else this_machine()
         explicit = options.hardware is not None
         problems = check_recipe(recipe, file.folder, options.deepspeed, options.accelerate, hardware, explicit)
-        problems += check_data(recipe) + check_tokens(recipe)
+        problems += check_data(recipe) + check_tokens(recipe) + check_layers(recipe)
     except InputError as error:
         problems = error.problems
     if "--json" in args:
@@ -284,13 +284,12 @@ def _configure(args: Sequence[str]) -> int:
     file, options, recipe = _recipe(args, ConfigureOptions, "configure")
     hardware = Hardware.parse(options.hardware) if options.hardware else this_machine()
     folder = options.write or file.folder or Path()
-    if options.all:
-        chosen = [pair for pair in standard_pairs(recipe.precision) if not hardware.why_not(pair[1])]
-    else:
-        word = options.word or pair_word(recipe.precision)
-        if why := hardware.why_not(word):
-            raise InputError(Problem("--precision", why, "name another --precision or --hardware", "precision-hw"))
-        chosen = [(options.zero, word, options.offload)]
+    one = options.zero, options.word or pair_word(recipe.precision), options.offload
+    pairs = standard_pairs(recipe.precision) if options.all else (one,)
+    chosen = [pair for pair in pairs if not hardware.why_not(pair[1])]
+    if not chosen:
+        why = hardware.why_not(one[1])
+        raise InputError(Problem("--precision", why, "name another --precision or --hardware", "precision-hw"))
     processes, device = hardware.processes, hardware.device
     written: list[Path] = []
     for zero, word, offload in chosen:

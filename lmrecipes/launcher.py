@@ -23,8 +23,7 @@ from lmrecipes.launching import DERIVED, quieten, show_problems
 from lmrecipes.machine import cores, this_machine
 from lmrecipes.planning.hardware import Hardware
 from lmrecipes.planning.launch_files import load_file
-from lmrecipes.planning.launch_pair import LaunchPair, Stage, launch_pair, write_pair
-from lmrecipes.planning.pair_precision import pair_word
+from lmrecipes.planning.launch_pair import LaunchPair, Stage, own_pair, write_pair
 from lmrecipes.planning.preflight import preflight, preflight_pair
 from lmrecipes.problems import InputError, Problem, RunFailed
 from lmrecipes.ranks import run_ranks, send_to_children
@@ -68,9 +67,9 @@ def train(reference: str, args: Sequence[str]) -> int:
     pair = _pair(options, recipe, hardware)
     config = options.deepspeed
     if config is not None:
-        found = preflight(recipe, load_file(config, "deepspeed"), None, hardware)
+        found = preflight(recipe, load_file(config, "deepspeed"), None, hardware) + _layer_problems(recipe)
     else:
-        found = preflight_pair(recipe, pair, hardware)
+        found = start_problems(recipe, pair, hardware)
     problems = [problem for problem in found if problem.id not in DERIVED]
     if any(problem.severity == "error" for problem in problems):
         raise InputError(problems)
@@ -147,10 +146,20 @@ def _pair(options: TrainOptions, recipe: Recipe, hardware: Hardware) -> LaunchPa
         )
     if options.offload and options.zero is None:
         raise InputError(Problem("--offload", "needs a ZeRO stage", "add --zero 2 or --zero 3", "flag-conflict"))
-    if options.zero is None:
-        return None
-    word = pair_word(recipe.precision)
-    return launch_pair(recipe, options.zero, word, hardware.processes, hardware.device, options.offload)
+    return own_pair(recipe, options.zero, hardware, options.offload)
+
+
+def start_problems(recipe: Recipe, pair: LaunchPair | None, hardware: Hardware) -> list[Problem]:
+    """What is known to be wrong with a run under the pair, or on plain torch, before anything is prepared."""
+    return preflight_pair(recipe, pair, hardware) + _layer_problems(recipe)
+
+
+def _layer_problems(recipe: Recipe) -> list[Problem]:
+    if not recipe.precision.by_layer:
+        return []
+    from lmrecipes.precision.layer_rules import layer_problems  # imports torch
+
+    return layer_problems(recipe)
 
 
 def _prepare_data(recipe: Recipe) -> None:

@@ -43,11 +43,18 @@ class PlanOptions:
 def plan(recipe: Recipe, options: PlanOptions) -> Plan:
     """Builds the model without its weights; nothing is trained, no data is read. Raises InputError."""
     from lmrecipes.machine import this_machine
+    from lmrecipes.models.attention import longest_text
     from lmrecipes.models.shapes import shapes_of
+    from lmrecipes.precision.layer_rules import layer_problems
 
     if options.length is not None and options.length < 1:
         raise InputError(Problem("--length", f"{options.length} tokens", "give 1 or more", "plan-length"))
+    if options.length is not None and options.length > (longest := longest_text(recipe)):
+        what, fix = f"{options.length} tokens, but texts are cut to {longest}", "give less, or a longer max_length"
+        raise InputError(Problem("--length", what, fix, "plan-length"))
     hardware = Hardware.parse(options.hardware) if options.hardware else this_machine()
+    if problems := layer_problems(recipe):
+        raise InputError(problems)
     return compare(recipe, shapes_of(recipe), hardware, options.zero, options.length)
 
 
@@ -67,9 +74,13 @@ def print_plan(plan: Plan, console: Console) -> None:
         style = "bold" if row.own else "dim" if row.why_not else None
         table.add_row(f"{row.name}{mark}", *_numbers(row.cost, plan.rows[0].cost, kinds), style=style)
     console.print(table)
+    reasons: dict[str, list[str]] = {}
     for row in plan.rows:
-        if row.why_not:
-            console.print(f"{row.name} does not run there: {row.why_not}", style="dim", highlight=False)
+        reasons.setdefault(row.why_not, []).append(row.name)
+    for why, names in reasons.items():
+        if why:
+            verb = "does" if len(names) == 1 else "do"
+            console.print(f"{'; '.join(names)} {verb} not run there: {why}", style="dim", highlight=False)
     console.print(NOTE, style="dim", highlight=False)
 
 

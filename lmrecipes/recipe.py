@@ -202,6 +202,9 @@ class Recipe(Config):
             if unknown := [task for task in gate.tasks if task not in self.tasks]:
                 what = f"{', '.join(unknown)}: no such task"
                 broken.append(Broken(f"gates.{name}.tasks", what, f"name some of {', '.join(self.tasks)}"))
+        if self.model.compile and self.precision.by_layer:
+            what = "true, but formats by layer change what a module computes, and compiled layers do not follow"
+            broken.append(Broken("model.compile", what, "set it to false, or remove precision.layers and changes"))
         if self.model.chat_template is not None and "chat" not in kinds:
             broken.append(Broken("model.chat_template", "no task is of kind chat", "remove it, or add such a task"))
         broken += self._not_of_mlp() if self.model.mlp.hidden else self._without_tokenizer()

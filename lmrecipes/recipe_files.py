@@ -182,6 +182,9 @@ def problems_of(error: ValidationError, where: str | None) -> list[Problem]:
             allowed = re.findall(r"'([^']*)'", context["expected"])
             what = f"must be {context['expected']}{found}.{did_you_mean(str(given), allowed)}"
             problem = Problem(place(field), what, f"use one of {listing(allowed)}", "recipe-value")
+        elif item["type"] == "model_type":
+            fix = f"write some of its fields: {listing(_fields_at(location), 20)}"
+            problem = Problem(place(field), f"must be fields with values{found}", fix, "recipe-value")
         else:
             rule = item["msg"].removeprefix("Value error, ")
             for before, after in _RULES.items():
@@ -194,6 +197,7 @@ def problems_of(error: ValidationError, where: str | None) -> list[Problem]:
 
 _RULES = {
     "Input should": "must",
+    "a valid dictionary": "names with values",
     ", unable to parse string as a number": "",
     ", unable to parse string as an integer": "",
     "greater than or equal to": "at least",
@@ -211,6 +215,7 @@ _FIXES = {
     "int_type": "set {field} to a whole number",
     "int_parsing": "set {field} to a whole number",
     "int_from_float": "set {field} to a whole number",
+    "dict_type": "write {field} as names with values: {{name: value}}",
 }
 """What to do, by pydantic's type of error."""
 

@@ -504,7 +504,7 @@ def test_configure_one_pair(capfd: Capture, here: Path) -> None:
     assert f"{file}/x: Not a directory" in refused(capfd, "configure", "bert_multitask", "--write", f"{file}/x")
 
 
-def test_configure_knows_the_recipes_precision(capfd: Capture, here: Path) -> None:
+def test_configure_knows_the_recipes_precision(capfd: Capture, here: Path, no_assets: Path) -> None:
     """The pair is the recipe's own kind without a word about it; `check` then finds nothing to say."""
     pure = ["bert_multitask", "--precision.master-weights", "none"]
     assert command(["configure", *pure, "--hardware", "2xA100", "--write", "pure"]) == 0
@@ -517,7 +517,7 @@ def test_configure_knows_the_recipes_precision(capfd: Capture, here: Path) -> No
     assert command(["check", *pure, *files]) == 0
     capfd.readouterr()
     assert command(["check", "bert_multitask", *files]) == 2
-    assert {problem["id"] for problem in json.loads(capfd.readouterr().out)} == {"masters-mismatch", "bf16-grad-accum"}
+    assert {problem["id"] for problem in json.loads(capfd.readouterr().out)} == {"masters-mismatch"}
     assert "pure-zero0" in refused(capfd, "configure", *pure, "--zero", "0", "--write", "no")
     assert "pure-offload" in refused(capfd, "configure", *pure, "--offload", "--write", "no")
     (here / "fp8.yaml").write_text(yaml.safe_dump({**make_recipe(here), "precision": {"layers": {"*": "fp8"}}}))
@@ -531,6 +531,8 @@ def test_configure_knows_the_recipes_precision(capfd: Capture, here: Path) -> No
     }
     assert command(["configure", *pure, "--hardware", "2xH100", "--all", "--write", "all"]) == 0
     assert {p.stem for p in Path("all").glob("*.json")} == {f"zero{stage}_pure_bf16" for stage in (1, 2, 3)}
+    capfd.readouterr()
+    assert "precision-hw" in refused(capfd, "configure", *pure, "--hardware", "2xV100", "--all", "--write", "no")
 
 
 def test_check_says_what_fp16_and_fp8_are_on_a_cpu(capfd: Capture, write: Write, no_assets: Path) -> None:

@@ -23,6 +23,7 @@ from lmrecipes.evaluate import EvaluateOptions
 from lmrecipes.flags import parse
 from lmrecipes.launcher import TrainOptions
 from lmrecipes.launching import ProcessOptions
+from lmrecipes.precision.audit.start import AuditOptions
 from lmrecipes.publishing.export import ExportOptions
 from lmrecipes.recipe_files import find_recipe
 from lmrecipes.search.start import SearchOptions
@@ -104,6 +105,16 @@ def gates(words: Sequence[str], tiny: Path) -> None:
     """Its flags, and that there is a gate. RUN: see tests/studies."""
     if words[2] != "runs/RUN":
         assert parse(find_recipe(words[2]), GateOptions, words[3:], "gate")[1].gates
+
+
+def plans(words: Sequence[str], tiny: Path) -> None:
+    """The command itself, with the tiny model."""
+    runs([*words, *tiny_flags(tiny / "model")], tiny)
+
+
+def audits(words: Sequence[str], tiny: Path) -> None:
+    """Its flags; tests/precision runs it."""
+    parse(find_recipe(words[2]), AuditOptions, words[3:], "audit")
 
 
 def writes(words: Sequence[str], tiny: Path) -> None:
@@ -189,6 +200,8 @@ TESTED: dict[str, How] = {
     "lmrecipes show": shows,
     "lmrecipes check": runs,
     "lmrecipes configure": writes,
+    "lmrecipes plan": plans,
+    "lmrecipes audit": audits,
     "lmrecipes train": trains,
     "lmrecipes search": searches,
     "lmrecipes study": studies,

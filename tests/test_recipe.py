@@ -230,6 +230,16 @@ def test_rules_between_the_mixture_and_the_rest() -> None:
     assert broken(replay)[0][0::2] == ("loss_weighting.method", "set loss_weighting.method to static")
 
 
+def test_layers_are_not_both_compiled_and_given_formats() -> None:
+    rules = {"layers": {"*": "fp8"}}, {"changes": [{"at": 0.5, "layers": {"*": "bf16"}}]}
+    for precision in rules:
+        ((field, what, fix),) = broken({**changed("model.compile", True), "precision": precision})
+        assert (field, fix) == ("model.compile", "set it to false, or remove precision.layers and changes")
+        assert what.startswith("true, ")
+        assert Recipe.model_validate({**SMALL, "precision": precision})
+    assert Recipe.model_validate({**changed("model.compile", True), "precision": {"master_weights": "none"}})
+
+
 def test_fixes_name_the_bound() -> None:
     content = changed("tasks.t.weight", float("nan"))
     content["mixture"] = {"max_epochs": 0, "temperature": 0.5, "schedule": [{"at": 1.5, "weights": {}}]}
@@ -243,6 +253,16 @@ def test_fixes_name_the_bound() -> None:
         "set mixture.schedule.0.at below 1",
         "set batch.examples to a whole number",
     ]
+
+
+def test_parts_of_a_recipe_are_not_single_values() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate({**SMALL, "optimizer": "sgd", "precision": {"layers": ["fp8"]}})
+    optimizer, layers = problems_of(caught.value, "r.yaml")
+    assert optimizer.what == "must be fields with values, found 'sgd'"
+    assert optimizer.fix.startswith("write some of its fields: name, lr, ")
+    assert layers.where == "r.yaml: precision.layers"
+    assert layers.fix == "write precision.layers as names with values: {name: value}"
 
 
 def test_a_recipe_does_not_change() -> None:

@@ -33,7 +33,7 @@ def shapes_of(recipe: Recipe, outputs: dict[str, int] | None = None) -> Shapes:
     if recipe.model.mlp.hidden:
         return perceptron_of(recipe.model.mlp.inputs, recipe.model.mlp.hidden, heads)
     language = any(task.of_tokens for task in recipe.tasks.values())
-    trunk = _on_meta(recipe.model, language)
+    trunk = on_meta(recipe.model, language)
     shapes = traced(trunk, recipe.model)
     own = head_products(shapes.width, heads, stream=True)
     trained = sum(product.weight + product.outputs for product in own)
@@ -87,7 +87,7 @@ class _Call:
         return self.input.numel() // (ROWS * TIME)
 
 
-def _on_meta(model: Model, language: bool) -> Trunk:
+def on_meta(model: Model, language: bool) -> Trunk:
     """The recipe's trunk without numbers; its attention is the plain one, which every model has. A tokenizer that is
     still to be trained has as many tokens as it is asked for."""
     words, config = model.tokenizer_vocabulary, model.config

@@ -10,9 +10,11 @@ from lmrecipes.planning.batch import plan_batch
 from lmrecipes.planning.cost import Cost, Run, cost, total
 from lmrecipes.planning.hardware import Hardware
 from lmrecipes.planning.kept import Size, Term, kinds
+from lmrecipes.planning.launch_pair import Stage, own_pair
 from lmrecipes.planning.numbers import Numbers
-from lmrecipes.planning.pair_precision import limits, pair_word
+from lmrecipes.planning.preflight import preflight_pair
 from lmrecipes.planning.shapes import Shapes
+from lmrecipes.problems import InputError
 from lmrecipes.recipe import Precision, Recipe
 
 BY_LAYER = {"*": "fp8", "embeddings": "fp32", "language": "bf16", "heads.*": "fp32"}
@@ -65,7 +67,7 @@ class Plan:
         }
 
 
-def compare(recipe: Recipe, shapes: Shapes, hardware: Hardware, zero: int | None, length: int | None = None) -> Plan:
+def compare(recipe: Recipe, shapes: Shapes, hardware: Hardware, zero: Stage | None, length: int | None = None) -> Plan:
     """One row for each of `COMPARED`, and one more for the recipe's own precision where that is none of them.
 
     length: tokens of a text; None: the most that a text may have. The lengths of the data are not looked at.
@@ -78,7 +80,8 @@ def compare(recipe: Recipe, shapes: Shapes, hardware: Hardware, zero: int | None
     for name, precision in compared.items():
         numbers = Numbers(precision, zero, shapes, _native(precision, hardware))
         own = _same(recipe.precision, precision)
-        rows.append(Row(name, precision, own, _why_not(precision, hardware, zero), cost(numbers, run)))
+        why_not = _why_not(recipe.model_copy(update={"precision": precision}), hardware, zero)
+        rows.append(Row(name, precision, own, why_not, cost(numbers, run)))
     return Plan(tuple(rows), run, hardware, zero, kinds(shapes))
 
 
@@ -106,11 +109,13 @@ def _native(precision: Precision, hardware: Hardware) -> bool:
     return precision.fp8 != "emulated" and hardware.device == "cuda" and not hardware.why_not("fp8")
 
 
-def _why_not(precision: Precision, hardware: Hardware, zero: int | None) -> str:
-    engine = next(iter(limits(precision, zero)), None)
-    if zero == 0 and precision.scales_loss:
-        return "fp16 at stage 0 divides gradients by a scale that was never applied"
-    return engine.what if engine else hardware.why_not(pair_word(precision), deepspeed=zero is not None)
+def _why_not(recipe: Recipe, hardware: Hardware, zero: Stage | None) -> str:
+    """The first thing that `check` would say against the recipe there, or an empty string."""
+    try:
+        found = preflight_pair(recipe, own_pair(recipe, zero, hardware), hardware)
+    except InputError as error:
+        found = error.problems
+    return next((problem.what for problem in found if problem.severity == "error"), "")
 
 
 def _row(row: Row) -> dict[str, Any]:

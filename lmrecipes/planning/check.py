@@ -87,6 +87,16 @@ def check_tokens(recipe: Recipe) -> list[Problem]:
     return []
 
 
+def check_layers(recipe: Recipe) -> list[Problem]:
+    """Rules of `precision.layers` that do not fit the recipe's model. Looked at where the model is on this machine."""
+    model = recipe.model
+    if not recipe.precision.by_layer or not (model.mlp.hidden or model.config or _is_here(model.pretrained)):
+        return []
+    from lmrecipes.precision.layer_rules import layer_problems
+
+    return layer_problems(recipe)
+
+
 def check_mixture(recipe: Recipe, rows: Mapping[str, int]) -> list[Problem]:
     """What is wrong with the mixture, or surprising, over tasks of so many training rows.
 

@@ -15,8 +15,8 @@ import yaml
 
 from lmrecipes.files import write_text_atomically
 from lmrecipes.planning.batch import plan_batch
-from lmrecipes.planning.hardware import Device
-from lmrecipes.planning.pair_precision import WORDS, PairWord, limits, precision_of, precision_settings
+from lmrecipes.planning.hardware import Device, Hardware
+from lmrecipes.planning.pair_precision import WORDS, PairWord, limits, pair_word, precision_of, precision_settings
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe import Precision, Recipe
 
@@ -129,6 +129,13 @@ def plain_ddp_yaml(processes: int, device: Device) -> dict[str, Any]:
     return {**_yaml_settings("MULTI_GPU" if processes > 1 else "NO", processes), "use_cpu": device == "cpu"}
 
 
+def own_pair(recipe: Recipe, zero: Stage | None, hardware: Hardware, offload: bool = False) -> LaunchPair | None:
+    """The pair of the recipe's own precision on a machine; None without DeepSpeed."""
+    if zero is None:
+        return None
+    return launch_pair(recipe, zero, pair_word(recipe.precision), hardware.processes, hardware.device, offload)
+
+
 def write_pair(pair: LaunchPair, folder: str | Path) -> tuple[Path, Path]:
     """Write `<name>.json` and `<name>.yaml` into the folder; returns their paths. Neither file is ever half-written."""
     paths = Path(folder) / f"{pair.name}.json", Path(folder) / f"{pair.name}.yaml"
@@ -165,9 +172,11 @@ def _refuse_what_cannot_run(
         what = (
             "fp16 at ZeRO stage 0 steps with gradients divided by a scale that backward never applied (DeepSpeed#8393)"
         )
-        refuse("precision", what, "use --zero 1, 2 or 3, or --precision bf16", "fp16-zero0")
+        refuse("precision.compute", what, "use stage 1, 2 or 3, or bf16", "fp16-zero0")
     if precision == "fp16" and device == "cpu":
-        refuse("precision", "DeepSpeed refuses fp16 on a CPU", "use --precision bf16 or fp32", "precision-hw")
+        refuse(
+            "precision.compute", "DeepSpeed refuses fp16 on a CPU", "use bf16 or fp32, or plain torch", "precision-hw"
+        )
     if offload and zero == 0:
         what = "ZeRO stage 0 splits nothing, so there is nothing to offload"
         refuse("offload", what, "use --zero 1, 2 or 3, or leave out --offload", "offload-noop")

@@ -29,7 +29,7 @@ def precision_mismatch(view: LaunchView) -> Iterator[Problem]:
         fix = f"use a JSON for {wanted} (`lmrecipes configure --precision {pair_word(precision)}`)"
         if precision.by_layer and not precision.pure:
             said = "formats by layer stand on fp32 weights: each layer sees to its own arithmetic"
-        else:
+        elif not precision.pure:
             fix += f", or --precision.compute {found}"
         yield view.json_problem(path, f"the JSON trains in {found}, {said}", fix)
     in_yaml = view.yaml_precision
@@ -182,6 +182,8 @@ def _accumulation(view: LaunchView, section: str) -> Iterator[Problem]:
     precision = view.recipe.precision
     if not view.enabled(section) or view.stage not in (1, 2, 3) or precision.section != section:
         return
+    if (view.json(MASTERS[0], False) is True) != precision.pure:
+        return  # masters speaks about the cause
     for path, field, declared in (
         ("data_types.grad_accum_dtype", "accumulation", precision.accumulated),
         ("communication_data_type", "reduction", precision.reduced),

@@ -7,7 +7,8 @@ Weights stay as they are. Products with weights are computed by layers that read
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from lmrecipes.precision.plan import holders, layer_formats, reaches, turning_po
 from lmrecipes.precision.regions import Region
 from lmrecipes.precision.rounding import DTYPES
 from lmrecipes.problems import InputError, Problem, did_you_mean, listing
-from lmrecipes.recipe_precision import LayerFormat, Precision
+from lmrecipes.recipe_precision import Compute, LayerFormat, Precision
 
 NATIVE_CAPABILITY = (8, 9)
 """Of the first CUDA devices that multiply fp8 numbers (Ada, Hopper)."""
@@ -31,9 +32,7 @@ def install(model: nn.Module, precision: Precision, device: torch.device) -> Lay
     for patterns that match nothing or no product, for a language-model head in fp8, and where fp8 must be native and
     cannot be.
     """
-    names = list(canonical(model))
-    products = [name for name, module in canonical(model).items() if _multiplies(module)]
-    problems = [*_unknown(precision, names), *_without_product(precision, products), *_language(precision, names)]
+    problems = problems_of(model, precision)
     uses_fp8 = any(format.startswith("fp8") for _, format in _all_rules(precision))
     missing = native_missing(precision, device)
     if uses_fp8 and precision.fp8 == "native" and missing is not None:
@@ -44,8 +43,15 @@ def install(model: nn.Module, precision: Precision, device: torch.device) -> Lay
         module.__class__ = FORMATTED.get(type(module), type(module))
     native = precision.fp8 != "emulated" and missing is None
     layers = Layers(model, precision, device, native)
-    layers.use(layer_formats(precision, names))
+    layers.use(layer_formats(precision, list(layers.modules)))
     return layers
+
+
+def problems_of(model: nn.Module, precision: Precision) -> list[Problem]:
+    """What is wrong with the rules of layers for this model, wherever it runs."""
+    names = list(canonical(model))
+    products = [name for name, module in canonical(model).items() if _multiplies(module)]
+    return [*_unknown(precision, names), *_without_product(precision, names, products), *_language(precision, names)]
 
 
 def canonical(model: nn.Module) -> dict[str, nn.Module]:
@@ -86,6 +92,7 @@ class Layers:
         self._parents = _parents(self.modules)
         self._regions: dict[str, Region] = {}
         self._counts: Tensor | None = None
+        self._root: Region | None = None
         if not self._pure:
             compute = DTYPES[self._compute]
             self._root = Region(model, device.type, compute, compute)
@@ -101,6 +108,18 @@ class Layers:
         changed = {name: format for name, format in formats.items() if self._formats[name] != format}
         if changed:
             self._formats |= changed
+            self._set()
+
+    @contextmanager
+    def uniformly(self, format: Compute) -> Iterator[None]:
+        """Within: all modules and what surrounds them compute in one format."""
+        before = self._compute, self._formats
+        self._compute, self._formats = format, dict.fromkeys(self.modules, format)
+        self._set()
+        try:
+            yield
+        finally:
+            self._compute, self._formats = before
             self._set()
 
     def measure(self, on: bool) -> None:
@@ -122,6 +141,8 @@ class Layers:
 
     def _set(self) -> None:
         """Tell every product its format, and put regions where they are needed."""
+        if self._root is not None:
+            self._root.dtype = self._root.surrounding = DTYPES[self._compute]
         for name, module in self.modules.items():
             surrounding = self._region(self._parents[name])
             if isinstance(module, FormatLinear | FormatConv1D):
@@ -176,11 +197,11 @@ def _unknown(precision: Precision, names: list[str]) -> list[Problem]:
     return problems
 
 
-def _without_product(precision: Precision, products: list[str]) -> list[Problem]:
-    problems = []
+def _without_product(precision: Precision, names: list[str], products: list[str]) -> list[Problem]:
+    problems, unknown = [], unmatched(precision, names)
     for pattern, format in dict.fromkeys(_all_rules(precision)):
         low = format == "fp16" or format.startswith("fp8")
-        if low and not any(reaches(pattern, name) for name in products):
+        if low and pattern not in unknown and not any(reaches(pattern, name) for name in products):
             what = f"{pattern!r} is to be {format}, which is for products with weights, and there is none in it"
             fix = f"set it to bf16 or fp32, or name linear layers: {listing(products)}"
             problems.append(Problem("precision.layers", what, fix, "precision-products"))

@@ -11,12 +11,10 @@ import tyro
 from rich.console import Console
 
 from lmrecipes.flags import parse
-from lmrecipes.launcher import STOPPED, start_processes
+from lmrecipes.launcher import STOPPED, start_problems, start_processes
 from lmrecipes.launching import quieten
 from lmrecipes.machine import this_machine
-from lmrecipes.planning.hardware import Hardware
-from lmrecipes.planning.launch_pair import Stage, launch_pair, write_pair
-from lmrecipes.planning.pair_precision import pair_word
+from lmrecipes.planning.launch_pair import LaunchPair, Stage, own_pair, write_pair
 from lmrecipes.problems import InputError, Problem, did_you_mean, listing
 from lmrecipes.recipe import Recipe
 from lmrecipes.recipe_files import find_recipe
@@ -53,16 +51,17 @@ def search(reference: str, args: Sequence[str]) -> int:
         raise InputError(problems)
     quieten()
     hardware = this_machine(options.processes)
-    if why := hardware.why_not(pair_word(recipe.precision), deepspeed=options.zero is not None):
-        raise InputError(Problem("precision.compute", why, "use another precision", "precision-hw"))
     base, question = proxy_base(recipe, options.steps, options.rows), options.question
+    pair = own_pair(base, options.zero, hardware)
+    if problems := [p for p in start_problems(base, pair, hardware) if p.severity == "error"]:
+        raise InputError(problems)
     folder = open_search(options.folder or Path("runs") / f"search-{recipe.name}", base)
     if next_proxy(base, question, folder.results()) is not None:
         from lmrecipes.data.encode import encode_tasks
 
         encode_tasks(recipe)  # before any rank exists
         with folder.alone():
-            code = start_processes(_rank_command(folder, base, options, hardware), hardware.processes, AGAIN)
+            code = start_processes(_rank_command(folder, question, pair), hardware.processes, AGAIN)
         if code in STOPPED:
             Console(stderr=True, soft_wrap=True).print(f"stopped. {AGAIN}: {len(folder.results())}", highlight=False)
         if code:
@@ -128,12 +127,10 @@ def question_problems(recipe: Recipe, options: SearchOptions) -> list[Problem]:
     return problems
 
 
-def _rank_command(folder: SearchFolder, base: Recipe, options: SearchOptions, hardware: Hardware) -> list[str]:
-    question = options.question
+def _rank_command(folder: SearchFolder, question: Question, pair: LaunchPair | None) -> list[str]:
     command = ["-m", "lmrecipes.search.run", "--folder", str(folder.path), "--runs", str(question.runs)]
     command += ["--repeats", str(question.repeats), "--metric", question.metric]
     command += ["--targets", *question.targets] if question.targets else []
-    if options.zero is not None:
-        pair = launch_pair(base, options.zero, pair_word(base.precision), hardware.processes, hardware.device)
+    if pair is not None:
         command += ["--deepspeed", str(write_pair(pair, folder.path / "launch")[0])]
     return command

@@ -63,30 +63,27 @@ def plan_cells(
     variants: none for all of the file's. vary: `FIELD=VALUE,VALUE`. args: the command line, whose flags hold for all.
     Raises InputError with all that is wrong with any of them.
     """
-    problems = [
+    grid, problems = _grid(file, vary)
+    problems += [
         Problem("--variants", f"no variant {name!r}.{did_you_mean(name, file.variants)}",
                 f"use some of {listing(list(file.variants))}", "study-variant")
         for name in variants if name not in file.variants
     ]  # fmt: skip
+    problems += [
+        Problem(f"--{name}", "a study takes its variants from --variants", f"write --variants {name}", "study-variant")
+        for name in file.variants if f"--{name}" in args
+    ]  # fmt: skip
+    problems += [
+        Problem(flag, "given twice, of which the last alone would hold", f"write all after one {flag}", "study-flag")
+        for flag in ("--variants", "--vary") if sum(arg.partition("=")[0] == flag for arg in args) > 1
+    ]  # fmt: skip
     if seeds < 1:
-        problems.append(Problem("--seeds", f"must be at least 1, found {seeds}", "give --seeds 1 or more", "study"))
-    grid: list[list[tuple[str, str]]] = []
-    known = {field.replace("-", "_"): field for field in fields_of(file.build())}
-    for text in vary:
-        field, equals, values = text.partition("=")
-        given = [value.strip() for value in values.split(",")]
-        if not equals or not all(given):
-            fix = "write --vary FIELD=VALUE,VALUE, for example optimizer.lr=1e-4,1e-3"
-            problems.append(Problem("--vary", f"{text!r} is no field with values", fix, "study-vary"))
-        elif field.replace("-", "_") not in known:
-            what = f"no field {field!r}.{did_you_mean(field, known.values())}"
-            problems.append(Problem("--vary", what, "see `lmrecipes train RECIPE --help`", "study-vary"))
-        else:
-            grid.append([(known[field.replace("-", "_")], value) for value in given])
+        what = f"must be at least 1, found {seeds}"
+        problems.append(Problem("--seeds", what, "give --seeds 1 or more", "study-seeds"))
     if problems:
         raise InputError(problems)
     cells: list[Cell] = []
-    for variant, overrides in itertools.product(variants or list(file.variants), itertools.product(*grid)):
+    for variant, overrides in itertools.product(dict.fromkeys(variants or file.variants), itertools.product(*grid)):
         chosen = [] if variant == "recipe" else [f"--{variant}"]
         flags = [flag for field, value in overrides for flag in _flag(field, value)]
         try:
@@ -111,6 +108,29 @@ def fields_of(part: BaseModel, prefix: str = "") -> list[str]:
         else:
             found.append(f"{prefix}{name}")
     return found
+
+
+def _grid(file: RecipeFile, vary: Sequence[str]) -> tuple[list[list[tuple[str, str]]], list[Problem]]:
+    """For each varied field the overrides to choose from, and what is wrong with them. Equal values count once."""
+    grid: dict[str, list[tuple[str, str]]] = {}
+    problems = []
+    known = {field.replace("-", "_"): field for field in fields_of(file.build())}
+    for text in vary:
+        said, equals, values = text.partition("=")
+        given = list(dict.fromkeys(value.strip() for value in values.split(",")))
+        field = known.get(said.replace("-", "_"))
+        if not equals or not all(given):
+            fix = "write --vary FIELD=VALUE,VALUE, for example optimizer.lr=1e-4,1e-3"
+            problems.append(Problem("--vary", f"{text!r} is no field with values", fix, "study-vary"))
+        elif field is None:
+            what = f"no field {said!r}.{did_you_mean(said, known.values())}"
+            problems.append(Problem("--vary", what, "see `lmrecipes train RECIPE --help`", "study-vary"))
+        elif field in grid:
+            fix = f"write all its values after one {field}="
+            problems.append(Problem("--vary", f"{field} is varied twice", fix, "study-vary"))
+        else:
+            grid[field] = [(field, value) for value in given]
+    return list(grid.values()), problems
 
 
 def _flag(field: str, value: str) -> list[str]:

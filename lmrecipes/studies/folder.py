@@ -86,7 +86,7 @@ def open_study(path: Path, cells: Sequence[Cell], launch: dict[str, Any]) -> Stu
     """The study of these cells in the folder `path`, which may hold results of some of them already.
 
     launch: processes and ZeRO stage. Raises InputError where the folder holds something else, or results of another
-    launch: times and bytes would not be comparable.
+    launch (times and bytes would not be comparable), and where another command trains cells there now.
     """
     folder = StudyFolder(path)
     if folder.plan.exists():
@@ -103,7 +103,8 @@ def open_study(path: Path, cells: Sequence[Cell], launch: dict[str, Any]) -> Stu
         {"variant": cell.variant, "overrides": dict(cell.overrides), "recipe": cell.recipe.model_dump(mode="json")}
         for cell in cells
     ]
-    write_json(folder.plan, {"launch": launch, "cells": planned})
+    with folder.alone():  # the plan of a command that still runs is left as it is
+        write_json(folder.plan, {"launch": launch, "cells": planned})
     return folder
 
 

@@ -27,7 +27,7 @@ from lmrecipes.run_folder import RunFolder
 from lmrecipes.studies.cells import Cell, recipe_key, with_seeds
 from lmrecipes.studies.folder import open_study, with_results
 from lmrecipes.studies.launch import check_cells, prepare_data, train_cells
-from lmrecipes.studies.parity import Verdict, is_relative, judge
+from lmrecipes.studies.parity import Verdict, difference, judge
 from lmrecipes.studies.record import CellResult
 from lmrecipes.tracking.record import read_metrics
 from lmrecipes.tracking.results import number, words
@@ -139,7 +139,7 @@ def print_verdicts(verdicts: dict[str, Verdict], written: Path) -> None:
         for head in ("task", "metric", "own", "reference", "worse by", "bound", "margin", ""):
             table.add_column(head, justify="left" if head in ("task", "metric", "") else "right")
         for task, found in verdict.tasks.items():
-            values = [_shown(found.metric, value) for value in (found.worse, found.bound, found.margin)]
+            values = [difference(found.metric, value) for value in (found.worse, found.bound, found.margin)]
             mark = Text("met", style="green") if found.met else Text("not met", style="bold red")
             means = [number(found.own), number(found.reference)]
             table.add_row(Text(task), words(found.metric), *means, *values, mark)
@@ -149,12 +149,6 @@ def print_verdicts(verdicts: dict[str, Verdict], written: Path) -> None:
         colour, said = ("green", "met") if verdict.met else ("red", "not met")
         console.print(f"[bold {colour}]gate {name}: {said}[/]")
     console.print(f"written to {written}", markup=False, soft_wrap=True)
-
-
-def _shown(metric: str, value: float | None) -> str:
-    if value is None:
-        return number(None)
-    return f"{value:.2%}" if is_relative(metric) else f"{value:.4f}"
 
 
 def _launch_of(run: RunFolder, options: GateOptions, before: Recipe, recipe: Recipe) -> tuple[int, Stage | None]:

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from lmrecipes.launcher import STOPPED, start_processes
+from lmrecipes.launcher import STOPPED, start_problems, start_processes
 from lmrecipes.planning.hardware import Hardware
-from lmrecipes.planning.launch_pair import LaunchPair, Stage, launch_pair, write_pair
-from lmrecipes.planning.pair_precision import pair_word
-from lmrecipes.planning.preflight import preflight_pair
+from lmrecipes.planning.launch_pair import Stage, own_pair, write_pair
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.studies.cells import Cell
 from lmrecipes.studies.folder import StudyFolder, with_results
@@ -24,7 +22,7 @@ def check_cells(cells: Sequence[Cell], hardware: Hardware, zero: Stage | None) -
     problems: list[Problem] = []
     for row, cell in _first_of_rows(cells).items():
         try:
-            found = preflight_pair(cell.recipe, _pair(cell, hardware, zero), hardware)
+            found = start_problems(cell.recipe, own_pair(cell.recipe, zero, hardware), hardware)
         except InputError as error:
             found = error.problems
         problems += [Problem(f"{row}: {p.where}", p.what, p.fix, p.id) for p in found if p.severity == "error"]
@@ -42,7 +40,7 @@ def train_cells(folder: StudyFolder, cells: Sequence[Cell], hardware: Hardware, 
         while _pending(folder, cells, row):
             command = ["-m", "lmrecipes.studies.run", "--folder", str(folder.path)]
             if row is not None:
-                pair = _pair(rows[row], hardware, zero)
+                pair = own_pair(rows[row].recipe, zero, hardware)
                 assert pair is not None
                 command += ["--row", row, "--deepspeed", str(write_pair(pair, folder.path / "launch")[0])]
             code = start_processes(command, hardware.processes, AGAIN)
@@ -60,12 +58,6 @@ def prepare_data(cells: Sequence[Cell]) -> None:
 
     for cell in _first_of_rows(cells).values():
         encode_tasks(cell.recipe)
-
-
-def _pair(cell: Cell, hardware: Hardware, zero: Stage | None) -> LaunchPair | None:
-    if zero is None:
-        return None
-    return launch_pair(cell.recipe, zero, pair_word(cell.recipe.precision), hardware.processes, hardware.device)
 
 
 def _first_of_rows(cells: Sequence[Cell]) -> dict[str, Cell]:

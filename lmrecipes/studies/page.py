@@ -22,10 +22,10 @@ const css = name => getComputedStyle(document.documentElement).getPropertyValue(
 const colour = series => css("--s" + series % 6);
 
 function trace(line) {
-  const marker = { color: line.series === null ? line.y.map((_, at) => colour(at)) : colour(line.series) };
+  const color = line.series === null ? line.y.map((_, at) => colour(at)) : colour(line.series);
   const error_x = line.error ? { type: "data", array: line.error, color: css("--muted"), thickness: 1.5 } : undefined;
-  return { ...marker && { marker: { ...marker, size: 9 } }, name: line.name, x: line.x, y: line.y, error_x,
-    orientation: "h", type: line.points ? "scatter" : "bar", mode: "markers", hovertemplate: "%{x:.4~g}<extra></extra>",
+  return { marker: { color, size: 9 }, name: line.name, x: line.x, y: line.y, error_x, orientation: "h",
+    type: line.points ? "scatter" : "bar", mode: "markers", hovertemplate: "%{x:.4~g}<extra></extra>",
     showlegend: false };
 }
 

@@ -78,10 +78,12 @@ class Verdict:
     @property
     def tested(self) -> str:
         """What was tested, as a sentence."""
+        relative = any(is_relative(task.metric) for task in self.tasks.values())
+        share = ", of a perplexity as a share of the reference's" if relative else ""
         return (
             f"Non-inferiority to the recipe with {precision_words(self.gate)}, by a one-sided paired t-test on the "
             f"differences over {self.gate.seeds} seeds at {self.gate.confidence:.0%} confidence; the margin is "
-            f"{self.gate.margin:g}, of a perplexity as a share of the reference's"
+            f"{self.gate.margin:g}{share}"
         )
 
 
@@ -124,6 +126,13 @@ def t_test(
 def is_relative(metric: str) -> bool:
     """Whether differences of this metric are shares of the reference's: a perplexity has no scale of its own."""
     return metric == "perplexity"
+
+
+def difference(metric: str, value: float | None) -> str:
+    """A difference for people: two digits, of a metric with relative ones in per cent."""
+    if value is None:
+        return number(None)
+    return f"{100 * value:.2g}%" if is_relative(metric) else f"{value:.2g}"
 
 
 def _worse(metric: str, own: float, reference: float) -> float:

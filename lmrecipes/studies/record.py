@@ -56,8 +56,8 @@ class Spread:
 
 
 def spread(values: Sequence[float | None]) -> Spread | None:
-    """Of the values that are there; None where none is."""
-    known = [value for value in values if value is not None]
+    """Of the values that are there and finite; None where none is."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
     if not known:
         return None
     return Spread(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))

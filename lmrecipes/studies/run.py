@@ -63,10 +63,12 @@ class Cells:
         self.folder, self.planned, self.results = folder, folder.cells(), folder.results()
         self.series = Series(deepspeed)
         self.is_main = os.environ.get("RANK", "0") == "0"
-        state = {cell.key: (cell, result) for cell, result in reversed(list(with_results(self.planned, self.results)))}
+        state: dict[str, tuple[Cell, CellResult | None]] = {}
+        for cell, result in with_results(self.planned, self.results):
+            state.setdefault(cell.key, (cell, result))
         self.total = len(state)
         self.done = sum(result is not None for _, result in state.values())
-        pending = [cell for cell, result in reversed(state.values()) if result is None]
+        pending = [cell for cell, result in state.values() if result is None]
         self.pending = [cell for cell in pending if row in (None, cell.row)]
 
     def run(self) -> int:

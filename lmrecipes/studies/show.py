@@ -61,7 +61,7 @@ def costs_cells(rows: Sequence[Row]) -> Cells:
 
 def notes(rows: Sequence[Row], environment: Mapping[str, Any]) -> list[str]:
     """What the numbers are, where they were measured, and what failed."""
-    seeds = sorted({len(row.cells) for row in rows})
+    seeds = sorted({len(row.finished) for row in rows if row.finished}) or [0]
     threads = environment.get("threads")
     said = [
         f"Test split, mean ± standard deviation over {' or '.join(map(str, seeds))} seeds" if seeds[-1] > 1
@@ -71,7 +71,11 @@ def notes(rows: Sequence[Row], environment: Mapping[str, Any]) -> list[str]:
         hardware(environment) + (f", {threads} thread{'s' if threads != 1 else ''} a rank" if threads else ""),
     ]  # fmt: skip
     failed = [f"{row.label}, seed {cell.seed}, failed: {cell.failed}" for row in rows for cell in row.failed]
-    return [note for note in (*said, *failed) if note]
+    without = [
+        f"{row.label}, seed {cell.seed}: {task} gave no number, the mean is of the others"
+        for row in rows for cell in row.finished for task in cell.tasks if cell.headline(task) is None
+    ]  # fmt: skip
+    return [note for note in (*said, *failed, *without) if note]
 
 
 def print_rows(recipe: Recipe, rows: Sequence[Row], environment: Mapping[str, Any], page: Path) -> None:

@@ -14,6 +14,7 @@ from lmrecipes.recipe_files import find_recipe
 from lmrecipes.studies.cells import plan_cells
 from lmrecipes.studies.folder import open_study, with_results
 from lmrecipes.studies.launch import check_cells, prepare_data, train_cells
+from lmrecipes.tracking.results import place_in, write_results_into
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ def study(reference: str, args: Sequence[str]) -> int:
     file = find_recipe(reference)
     options, recipe = parse(file, StudyOptions, args, f"lmrecipes study {reference}")
     cells = plan_cells(file, options.variants, options.vary, options.seeds, StudyOptions, args)
+    if options.readme is not None:
+        place_in(options.readme, "study")  # a missing one is said before the cells run
     quieten()
     hardware = this_machine(options.processes)
     check_cells(cells, hardware, options.zero)
@@ -66,8 +69,6 @@ def study(reference: str, args: Sequence[str]) -> int:
     rows, environment = rows_of(results), folder.surroundings()
     write_page(recipe, rows, environment, folder.page)
     if options.readme is not None:
-        from lmrecipes.tracking.results import write_results_into
-
         write_results_into(options.readme, markdown(recipe, rows, environment), "study")
     if options.json:
         from lmrecipes.files import json_text

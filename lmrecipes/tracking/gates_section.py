@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from lmrecipes.studies.parity import difference
 from lmrecipes.tracking.html import section, table
 from lmrecipes.tracking.results import number, words
 from lmrecipes.tracking.run_record import RunRecord
@@ -34,10 +35,7 @@ def gates(runs: Sequence[RunRecord]) -> str:
 
 def _row(task: str, found: Mapping[str, Any]) -> str:
     means = "".join(f"<td class=n>{number(found[key])}</td>" for key in ("own", "reference"))
-    values = "".join(f"<td class=n>{_small(found[key])}</td>" for key in ("worse", "bound", "margin"))
+    values = [difference(found["metric"], found[key]) for key in ("worse", "bound", "margin")]
+    cells = "".join(f"<td class=n>{value}</td>" for value in values)
     said = '<span class="up">met</span>' if found["met"] else '<span class="down">not met</span>'
-    return f"<tr><th>{escape(task)}</th><td>{escape(words(found['metric']))}</td>{means}{values}<td>{said}</td></tr>"
-
-
-def _small(value: float | None) -> str:
-    return number(value) if value is None else f"{value:.4f}"
+    return f"<tr><th>{escape(task)}</th><td>{escape(words(found['metric']))}</td>{means}{cells}<td>{said}</td></tr>"

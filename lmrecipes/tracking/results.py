@@ -136,6 +136,12 @@ def write_results_into(readme: Path, text: str, name: str = "results") -> None:
 
     Raises InputError where the file or one of the markers is missing, or where they are not one pair in this order.
     """
+    before, after = place_in(readme, name)
+    write_text_atomically(readme, f"{before}\n{text.strip()}\n{after}")
+
+
+def place_in(readme: Path, name: str) -> tuple[str, str]:
+    """What stands before and after the place of a text in a README, markers included. Raises InputError as above."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if not readme.is_file():
         raise InputError(
@@ -147,7 +153,7 @@ def write_results_into(readme: Path, text: str, name: str = "results") -> None:
     if not (found and closed) or page.count(begin) != 1 or page.count(end) != 1:
         what = f"needs one {begin} and after it one {end}; found {page.count(begin)} and {page.count(end)}"
         raise InputError(Problem(str(readme), what, "put one pair where the table belongs", "readme"))
-    write_text_atomically(readme, f"{before}{begin}\n{text.strip()}\n{end}{after}")
+    return before + begin, end + after
 
 
 def hardware(environment: Mapping[str, Any]) -> str:

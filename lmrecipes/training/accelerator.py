@@ -14,9 +14,11 @@ import torch
 
 from lmrecipes.inference.arithmetic import HALF
 from lmrecipes.planning.batch import plan_batch
+from lmrecipes.planning.pair_precision import limits
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe import Recipe
 from lmrecipes.recipe_precision import Precision
+from lmrecipes.training.optimizers import offloads_optimizer
 
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others before it gives up."""
@@ -96,7 +98,9 @@ def zero_stage_of(deepspeed: dict[str, Any] | None) -> int | None:
 
 def refuse_precision(precision: Precision, deepspeed: dict[str, Any] | None, cuda: bool) -> None:
     """Raise InputError where the hardware or the engine has no such arithmetic."""
-    if problems := [*_hardware(precision.compute, deepspeed, cuda), *_engine(precision, deepspeed)]:
+    limited = limits(precision, zero_stage_of(deepspeed), offloads_optimizer(deepspeed))
+    problems = [Problem(limit.field, limit.what, limit.fix, limit.id) for limit in limited]
+    if problems := [*_hardware(precision.compute, deepspeed, cuda), *problems]:
         raise InputError(problems)
 
 
@@ -109,15 +113,3 @@ def _hardware(half: str, deepspeed: dict[str, Any] | None, cuda: bool) -> Iterat
         name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
         what = f"bf16 needs compute capability 8.0, {name} has {capability[0]}.{capability[1]}"
         yield Problem(where, what, "use fp16 or fp32", "precision-hw")
-
-
-def _engine(precision: Precision, deepspeed: dict[str, Any] | None) -> Iterator[Problem]:
-    stage = zero_stage_of(deepspeed)
-    engine = {None: "without DeepSpeed", 0: "at ZeRO stage 0"}.get(stage, "")
-    if precision.pure and stage == 0:
-        what = "DeepSpeed holds no weights without fp32 masters at ZeRO stage 0"
-        fix = "use --zero 1, 2 or 3, or start without DeepSpeed"
-        yield Problem("precision.master_weights", what, fix, "pure-zero0")
-    elif engine and precision.accumulated != (held := "bf16" if precision.pure else "fp32"):
-        what = f"{engine} gradients are summed in the dtype of the weights, {held}; found {precision.accumulated}"
-        yield Problem("precision.accumulation", what, f"use {held}, or auto, or --zero 1, 2 or 3", "accumulation-dtype")

@@ -123,32 +123,31 @@ class Engine(Ranks):
         if self.layers is None:
             yield
             return
-        formats, compute = dict(self.told), self._compute
+        compute = self._compute
         self._compute = "bf16" if self.recipe.precision.pure else "fp32"
-        self.use_formats(dict.fromkeys(formats, self._compute))
         try:
-            yield
+            with self.layers.uniformly(self._compute):
+                yield
         finally:
             self._compute = compute
-            self.use_formats(formats)
 
     def prepare(self, model: nn.Module) -> None:
         """Wrap the model (a `MultiTaskModel` in fp32) and make its optimizer."""
         precision = self.recipe.precision
-        if self.zero_stage == 3:
-            zero.match_partitioned(model)
+        zero.match_partitioned(model)
         if precision.by_layer:
             self.layers = install(model, precision, self.device)
             self.told = layer_formats(precision, list(self.layers.modules))
         groups = parameter_groups(model, self.recipe)
         if not groups:
-            what, fix = "no parameter is left to train", "free some of them"
-            raise InputError(Problem("model.freeze", what, fix, "freeze"))
+            raise InputError(Problem("model.freeze", "no parameter is left to train", "free some of them", "freeze"))
         if self.deepspeed is None:
             Arithmetic(self.device, self.compute_dtype, not precision.pure).place(model)
         optimizer = make_optimizer(groups, self.recipe, self.device, offloads_optimizer(self.deepspeed))
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        if self.deepspeed is None and self.world_size > 1:
+        if self.deepspeed is not None:
+            zero.skip_at_smallest_scale(self.model)
+        elif self.world_size > 1:
             reduce_in(self.model, HALF.get(precision.reduced, torch.float32))
         self.model.train()  # `from_pretrained` returns a model in evaluation mode, without dropout
         self.factors = [group["factor"] for group in groups]
@@ -207,7 +206,7 @@ class Engine(Ranks):
 
     def _apply_partitioned(self) -> StepResult:
         """DeepSpeed looks for numbers that are not finite itself from stage 1 on."""
-        scale = float(self.model.loss_scale()) if self.model.fp16_enabled() else None
+        scale = zero.loss_scale(self.model)
         self.model.step()
         return StepResult(float(self.model.get_global_grad_norm()), self.model.was_step_applied(), scale)
 

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from lmrecipes.precision.optimizers import SGD, AdamW, RMSprop
-from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe import Recipe
 
 
@@ -41,14 +40,9 @@ def make_optimizer(
     """The recipe's optimizer: torch's, or of bf16 weights without masters our own, which know how to round.
 
     Offloaded AdamW is DeepSpeed's (the same update rule); offloaded SGD and RMSprop stay torch's and run on the host.
-    Raises InputError for offloaded bf16 states: DeepSpeed's only optimizer for them rounds to the nearest.
     """
     optimizer, precision = recipe.optimizer, recipe.precision
     if precision.pure:
-        if offload:
-            what = "none, but DeepSpeed's offloaded optimizer has no rounding of bf16 weights other than to the nearest"
-            fix = "remove offload_optimizer from the DeepSpeed JSON (bf16 states are half as large), or set it to fp32"
-            raise InputError(Problem("precision.master_weights", what, fix, "pure-offload"))
         return _low_precision(groups, recipe)
     lr, eps = optimizer.lr, optimizer.eps
     if optimizer.name == "sgd":

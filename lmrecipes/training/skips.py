@@ -70,7 +70,8 @@ class Skips:
             what = f"the gradients' norm is {norm}" if outcome.finite else f"the loss is {metrics['loss']}"
             raise NotFinite(f"step {number}: {what}: {self._cause(outcome, prepare)[0]}", None)
         scale = f" at loss scale {metrics['loss_scale']:g}" if "loss_scale" in metrics else ""
-        log.warning(f"step {number} was skipped: its gradients were not finite{scale}")
+        if self.engine.is_main:
+            log.warning(f"step {number} was skipped: its gradients were not finite{scale}")
         if state.skips_in_a_row >= self.most:
             streak = f"{self.most} steps in a row were" if self.most > 1 else "it was"
             why, spoilt = self._cause(outcome, prepare)

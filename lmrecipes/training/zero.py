@@ -37,6 +37,19 @@ def clear_gradients(engine: Any, stage: int) -> None:
         buffers.update(dict.fromkeys(buffers))
 
 
+def loss_scale(engine: Any) -> float | None:
+    """The scale in force, from stage 1 on. `engine.loss_scale()` is that of its settings: 0 where it is dynamic."""
+    return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else None
+
+
+def skip_at_smallest_scale(engine: Any) -> None:
+    """Let steps at the smallest loss scale be skipped like others, as without DeepSpeed: the run itself stops a streak
+    and names the cause, where DeepSpeed would raise a bare Exception."""
+    scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
+    if getattr(scaler, "dynamic", False):
+        scaler.raise_error_at_min_scale = False
+
+
 def master_weights(engine: Any, stage: int) -> list[Tensor]:
     """The partitions that the optimizer updates, on this rank, from stage 1 on."""
     optimizer = engine.optimizer
@@ -78,7 +91,8 @@ def whole(parameter: nn.Parameter, stage: int) -> Tensor:
 
 def match_partitioned(model: nn.Module) -> None:
     """Give the heads the dtype of the trunk: under ZeRO-3 `transformers` loads it partitioned and in 16 bits already,
-    and DeepSpeed asserts one dtype. At the other stages DeepSpeed casts the whole model, with the same result."""
+    and DeepSpeed asserts one dtype. At the other stages, where nothing is partitioned, DeepSpeed casts the whole model,
+    with the same result."""
     partitioned = {parameter.dtype for parameter in model.parameters() if hasattr(parameter, "ds_id")}
     for parameter in model.parameters():
         if len(partitioned) == 1 and not hasattr(parameter, "ds_id"):

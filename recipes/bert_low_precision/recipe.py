@@ -35,7 +35,7 @@ def at(precision: Precision) -> Recipe:
         optimizer=Optimizer(lr=3e-4),
         schedule=Schedule(steps=100),
         precision=precision,
-        gates={"parity": Gate(reference=Precision(compute="fp32"), seeds=5, margin=0.02)},
+        gates={"parity": Gate(reference=Precision(compute="fp32"), seeds=5, margin=0.01)},
     )
 
 

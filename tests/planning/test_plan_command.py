@@ -57,8 +57,8 @@ def test_json_has_every_term_and_nothing_else_on_stdout(file: str, capfd: Captur
 
 
 def test_what_it_refuses(file: str, capfd: Capture) -> None:
-    for flags in (["--hardware", "8xA1000"], ["--length", "0"], ["--by", "colour"], ["--zero", "7"]):
-        assert command(["plan", file, *flags]) == 2
+    for name, value in (("hardware", "8xA1000"), ("length", "0"), ("length", "49"), ("by", "colour"), ("zero", "7")):
+        assert command(["plan", file, f"--{name}", value]) == 2
         out, err = capfd.readouterr()
         assert out == ""
         assert "Traceback" not in err

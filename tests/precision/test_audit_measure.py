@@ -170,6 +170,14 @@ def test_rows_without_a_gradient_are_not_sampled() -> None:
     assert layer.tensors["gradient"].sampled == 4 and layer.tensors["gradient"].rms == 1.0
 
 
+def test_what_is_frozen_has_no_updates_and_is_measured_all_the_same() -> None:
+    model = Model()
+    model.blocks[1].up.requires_grad_(False)
+    found = audited(model)
+    assert found["blocks.1.up"].update is None and "weight" in found["blocks.1.up"].tensors
+    assert found["blocks.1.down"].update is not None
+
+
 def test_an_audit_changes_nothing() -> None:
     plain, watched = Model(), Model()
     other = copy.deepcopy(watched)

@@ -209,6 +209,20 @@ def test_adapters_are_products_of_their_own() -> None:
     assert trained and all("lora" in name for name in trained)
 
 
+@pytest.mark.parametrize("place", ["0", "1"])
+def test_within_uniformly_nothing_is_rounded_and_then_all_is_as_before(place: str) -> None:
+    """Outermost products too, whether the model is called or what it holds, as an export does."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), Block())
+    x = torch.randn(4, 16)
+    exact = model(x), model[int(place)](x)
+    layers = install(model, Precision(compute="bf16", layers={place: "fp8"}), CPU)
+    rounded = model(x)
+    with layers.uniformly("fp32"):
+        assert torch.equal(model(x), exact[0]) and torch.equal(model[int(place)](x), exact[1])
+    assert rounded.dtype is torch.bfloat16 and torch.equal(model(x), rounded)
+
+
 def test_uniform_fp32_is_what_torch_computes() -> None:
     """Bit for bit, gradients too."""
     plain, (model, _) = nn.Sequential(*[Block() for _ in range(3)]), blocks(Precision(compute="fp32"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,22 @@ def test_all_mistakes_come_at_once(file: RecipeFile) -> None:
     assert len(wrong.value.problems) == 1
 
 
+def test_no_cell_counts_twice(file: RecipeFile) -> None:
+    cells = plan(file, "optimizer.lr=1e-3, 1e-2,1e-3", variants=("fp32", "fp32"))
+    assert [(cell.row, cell.recipe.seed) for cell in cells] == [
+        ("fp32, lr 1e-3", 0), ("fp32, lr 1e-3", 1), ("fp32, lr 1e-2", 0), ("fp32, lr 1e-2", 1)
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="varied twice"):
+        plan(file, "optimizer.lr=1", "optimizer.lr=2")
+
+
+def test_flags_that_would_say_less_than_they_seem_to_are_refused(file: RecipeFile) -> None:
+    with pytest.raises(InputError, match="--vary: given twice"):
+        plan(file, args=("--vary", "optimizer.lr=1", "--vary=seed=1"))
+    with pytest.raises(InputError, match="write --variants pure"):
+        plan(file, args=("--pure",))
+
+
 def test_every_field_can_be_varied(tiny: Path) -> None:
     fields = fields_of(made_recipe(tiny))
     for field in ("seed", "optimizer.lr", "tasks.short.weight", "precision.layers", "tasks.long.source.chat.layout"):
@@ -92,6 +110,9 @@ def test_what_was_found_is_kept_and_shared_by_equal_cells(tiny: Path, tmp_path: 
     assert [result.row for _, result in found if result is not None] == ["a", "b"]
     with pytest.raises(InputError, match="ran with 1 process"):
         open_study(tmp_path / "s", cells, {"processes": 2, "zero": 1})
+    with folder.alone(), pytest.raises(InputError, match="another study runs"):
+        open_study(tmp_path / "s", cells[:1], LAUNCH)
+    assert folder.cells() == cells
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("")
     with pytest.raises(InputError, match="holds no study"):
@@ -131,6 +152,16 @@ def test_rows_over_seeds(tiny: Path) -> None:
     assert len(said["cells"]) == 5
 
 
+def test_a_loss_that_is_no_number_leaves_the_others(tiny: Path) -> None:
+    results = [
+        replace(result, loss=loss) for result, loss in zip(made_results(tiny), [math.inf, 1.0, 3.0], strict=False)
+    ]
+    spread = rows_of(results)[0].loss
+    assert spread is not None
+    assert (spread.mean, spread.count) == (2.0, 2)
+    assert summary(results)["rows"][0]["loss"]["mean"] == 2.0
+
+
 def test_tables(tiny: Path) -> None:
     rows = rows_of(made_results(tiny))
     assert results_cells(rows)[0] == ["", "short, spearman", "long, perplexity", "final loss", "skipped", "failed"]
@@ -142,6 +173,7 @@ def test_tables(tiny: Path) -> None:
     page = markdown(made_recipe(tiny), rows, {"device": "cpu", "threads": 2})
     assert "b\\|d" in page
     assert "seed 1, failed: step 3: the loss is nan." in page
+    assert "b|d, seed 0: short gave no number" in page
     charts = charts_of(rows)
     assert [chart["title"] for chart in charts] == [
         "short, spearman", "long, perplexity", "Bytes per parameter", "Seconds per step",

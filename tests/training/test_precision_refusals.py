@@ -89,7 +89,8 @@ def test_the_bounds_of_each_precision() -> None:
     assert cpu.why_not("fp16", deepspeed=False) == ""
 
 
-STAGES = {stage: {"zero_optimization": {"stage": stage}} for stage in (0, 1)}
+STAGES = {stage: {"zero_optimization": {"stage": stage}} for stage in (0, 1, 2)}
+OFFLOADED = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
 
 
 @pytest.mark.parametrize("deepspeed", [None, STAGES[1]])
@@ -117,6 +118,8 @@ def test_the_engine_itself_refuses(deepspeed: dict[str, Any] | None, monkeypatch
         ({"master_weights": "none", "accumulation": "fp32"}, None, "accumulation-dtype"),
         ({"accumulation": "bf16"}, None, "accumulation-dtype"),
         ({"accumulation": "bf16"}, STAGES[0], "accumulation-dtype"),
+        ({"master_weights": "none", "accumulation": "fp32"}, STAGES[1], "pure-accumulation"),
+        ({"master_weights": "none"}, OFFLOADED, "pure-offload"),
     ],
 )
 def test_what_an_engine_cannot_hold_is_refused_by_it(
@@ -126,7 +129,7 @@ def test_what_an_engine_cannot_hold_is_refused_by_it(
     with pytest.raises(InputError) as refused:
         refuse_precision(precision, deepspeed, False)
     assert [problem.id for problem in refused.value.problems] == [id]
-    refuse_precision(precision, STAGES[1], False)
+    refuse_precision(precision, STAGES[2], False)
     refuse_precision(Precision(), deepspeed, False)
 
 
@@ -139,7 +142,7 @@ def test_bf16_trajectories_agree(tiny: Path, run: Run, tmp_path: Path) -> None:
     recipe = make_recipe(tiny, **{"precision.compute": "bf16", "batch.micro_examples": 8})
     fp32 = make_recipe(tiny, **{"batch.micro_examples": 8})
     cases: dict[str, Any] = {"fp32": {"recipe": fp32, "deepspeed": None}, "ddp": {"recipe": recipe, "deepspeed": None}}
-    for zero in (0, 1, 2, 3):  # 3 last: it replaces torch.nn.functional.linear in the process
+    for zero in (1, 2, 3, 0):  # 0 last: DeepSpeed's autocast stays in the process, and the proof refuses what follows
         cases[f"zero{zero}"] = {"recipe": recipe, "deepspeed": engine_config(recipe, zero, 2)}
     order = tmp_path / "order.json"
     order.write_text(json.dumps({"cases": cases, "out": str(tmp_path)}))

@@ -18,8 +18,10 @@ from lmrecipes.run_folder import RunFolder
 from lmrecipes.tracking.progress import terminal
 
 COLOURS = {"fp32": "red", "bf16": "yellow", "fp16": "yellow"}
-MOST = 6
+MOST = 3
 """Layers that are named for one kind of finding."""
+NAME = 27
+"""Letters of a layer's name in the table."""
 
 
 @contextmanager
@@ -55,12 +57,9 @@ def print_audit(
     console.print(_table(answer, layers))
     for line in finding_lines(answer["findings"]):
         say(line, "yellow")
-    pure = answer["recommendation"]["without_master_weights"]
     say("\n" + answer["recommendation"]["yaml"].rstrip())
     counts = Counter(layer["format"] for layer in answer["layers"] if layer["kind"] == "product")
     say("\nproducts: " + ", ".join(f"{count} in {name}" for name, count in counts.most_common()), "bold")
-    if pure is not None:
-        say(pure["what"])
     if written is not None:
         say(f"written to {written}")
     if run is not None:
@@ -79,21 +78,25 @@ def finding_lines(findings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _table(answer: Mapping[str, Any], layers: Sequence[LayerNumbers]) -> Table:
-    """One line a layer: of the most wanted format the ratios, then why not, and what it gets."""
+    """One line a product, and for what else stands out: of the most wanted format the ratios, then why not, and what it
+    gets."""
     first = answer["formats"][0]
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("layer", overflow="fold")
+    table.add_column("layer", no_wrap=True)
     for column in ("weight", "input", "gradient", "update", "lost"):
         table.add_column(column, justify="right", no_wrap=True, min_width=len(column))
     table.add_column("format", no_wrap=True, min_width=8)
     whys = [f"{name}: {why[0]}" for of in answer["unsafe"].values() for name, why in of.items() if why]
     if whys:
         table.add_column("why not lower", overflow="fold")
+    found = {finding["layer"] for finding in answer["findings"]}
     for layer, judged in zip(layers, answer["layers"], strict=True):
+        if layer.kind == "other" and layer.name not in found:
+            continue
         format, update = judged["format"], layer.update
         lower = [f"{name}: {why[0]}" for name, why in answer["unsafe"][layer.name].items() if why]
         table.add_row(
-            layer.name,
+            _short(layer.name),
             *(_ratio(layer, tensor, first) for tensor in ("weight", "input", "gradient")),
             f"{update.ratio:.1e}" if update is not None else "-",
             f"{update.lost['bf16']:.0%}" if update is not None else "-",
@@ -101,6 +104,15 @@ def _table(answer: Mapping[str, Any], layers: Sequence[LayerNumbers]) -> Table:
             *(["; ".join(lower)] if whys else []),
         )
     return table
+
+
+def _short(name: str) -> str:
+    """The end of a long name: `encoder.layer.3.attention.self.query` -> `…3.attention.self.query`."""
+    parts = name.split(".")
+    while len(".".join(parts)) > NAME and len(parts) > 1:
+        parts = parts[1:]
+    end = ".".join(parts)
+    return end if end == name else f"…{end}"
 
 
 def _ratio(layer: LayerNumbers, tensor: str, format: str) -> str:

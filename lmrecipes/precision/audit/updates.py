@@ -54,11 +54,11 @@ class Moved:
 
     def update(self, factors: Sequence[float]) -> Update | None:
         """What was found; None where nothing moved. factors: each step's learning rate over the peak."""
-        weight = max(self.parameters, key=lambda name: (name == "weight", self.parameters[name].numel()))
-        moved, kept = self.squares[weight]
         numbers = [name for name in self.parameters if self.moved[name]]
         if not numbers:
             return None
+        weight = max(self.parameters, key=lambda name: (name == "weight", self.parameters[name].numel()))
+        moved, kept = self.squares[weight]
         count = {name: self.parameters[name].numel() for name in numbers}
         total = sum(count.values())
 
