@@ -47,7 +47,7 @@ def fp16() -> Recipe:
 
 def by_layer() -> Recipe:
     """W1 and W2 in fp32, W3 in bf16."""
-    return digits(compute="bf16", layers={"layers.*": "fp32"})
+    return digits(compute="fp32", layers={"heads.*": "bf16"})
 
 
 def fp8() -> Recipe:
