@@ -18,18 +18,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from lmrecipes.configure import ConfigureOptions, configure
 from lmrecipes.evaluate import EvaluateOptions, evaluate, print_answer
 from lmrecipes.flags import Options, parse
 from lmrecipes.plan import PlanOptions, plan, print_plan
-from lmrecipes.planning.launch_pair import (
-    Stage,
-    launch_pair,
-    pair_name,
-    standard_pairs,
-    write_ddp_yaml,
-    write_pair,
-)
-from lmrecipes.planning.pair_precision import PairWord, pair_word
 from lmrecipes.problems import InputError, Problem, did_you_mean
 from lmrecipes.publishing.export import ExportOptions, export_run
 from lmrecipes.recipe import Recipe
@@ -56,24 +48,6 @@ class CheckOptions:
     """For example 2xcpu or 8xA100-80GB. None: this machine."""
     json: bool = False
     """Machine-readable output."""
-
-
-@dataclass(frozen=True)
-class ConfigureOptions:
-    """Flags of `lmrecipes configure`."""
-
-    hardware: str | None = None
-    """For example 2xcpu or 8xA100-80GB. None: this machine."""
-    zero: Stage = 2
-    """ZeRO stage."""
-    word: Annotated[PairWord | None, tyro.conf.arg(name="precision")] = None
-    """fp32, bf16, fp16 or pure_bf16 (no fp32 master weights). None: the recipe's own."""
-    offload: bool = False
-    """Optimizer states (and at stage 3 the parameters) in the host's memory."""
-    write: Path | None = None
-    """The folder. None: the recipe's own."""
-    all: bool = False
-    """Every standard pair and ddp.yaml, as in the recipes of this repository."""
 
 
 @dataclass(frozen=True)
@@ -278,34 +252,10 @@ def _problem_table(problems: Sequence[Problem]) -> Table:
 
 def _configure(args: Sequence[str]) -> int:
     """Write a launch pair: a DeepSpeed JSON and the Accelerate YAML that uses it."""
-    from lmrecipes.machine import this_machine
-    from lmrecipes.planning.hardware import Hardware
-
     file, options, recipe = _recipe(args, ConfigureOptions, "configure")
-    hardware = Hardware.parse(options.hardware) if options.hardware else this_machine()
-    folder = options.write or file.folder or Path()
-    one = options.zero, options.word or pair_word(recipe.precision), options.offload
-    pairs = standard_pairs(recipe.precision) if options.all else (one,)
-    chosen = [pair for pair in pairs if not hardware.why_not(pair[1])]
-    if not chosen:
-        why = hardware.why_not(one[1])
-        raise InputError(Problem("--precision", why, "name another --precision or --hardware", "precision-hw"))
-    processes, device = hardware.processes, hardware.device
-    written: list[Path] = []
-    for zero, word, offload in chosen:
-        json_path = _shown(folder / f"{pair_name(zero, word, offload)}.json")
-        written += write_pair(launch_pair(recipe, zero, word, processes, device, offload, json_path=json_path), folder)
-    if options.all:
-        written.append(write_ddp_yaml(processes, device, folder))
-    for path in written:
+    for path in configure(recipe, file.folder, options):
         print(path)
     return 0
-
-
-def _shown(path: Path) -> str:
-    """A path as the launch file names it: relative to the working directory where it lies below it."""
-    resolved = path.resolve()
-    return str(resolved.relative_to(Path.cwd())) if resolved.is_relative_to(Path.cwd()) else str(resolved)
 
 
 def _plan(args: Sequence[str]) -> int:

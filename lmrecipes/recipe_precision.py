@@ -84,7 +84,8 @@ class Precision(Config):
     """Formats of single layers: shell patterns of modules' names, the last that matches a module or one that holds it
     decides: `{"*": fp8, "encoder.layer.0": bf16, "heads.*": fp32}`. Names are those of the trunk (`encoder.layer.0`),
     `heads.TASK` and `language`. fp32 and bf16 hold for all that a module computes, fp16 and fp8 for its products with
-    weights; what a product gives has the dtype of the module that holds it. fp8 is E4M3 forward and E5M2 for gradients."""
+    weights; what a product gives has the dtype of the module that holds it. fp8 is E4M3 forward and E5M2 for
+    gradients."""
     changes: tuple[Change, ...] = ()
     """Other formats from some step on."""
     raising: Raising = Raising()

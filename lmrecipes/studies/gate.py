@@ -68,11 +68,13 @@ def gate(reference: str, args: Sequence[str]) -> int:
     check_cells(cells, hardware, zero)
     path = options.folder or (run.path / "gates" if run else Path("runs") / f"gate-{recipe.name}")
     folder = open_study(path, cells, {"processes": hardware.processes, "zero": zero})
+    target = run if run is not None else RunFolder(folder.path)
     with folder.alone():
         results = [result for result in folder.results() if not (options.retry and result.failed)]
         if run is not None and run.evaluation.is_file():
             results = [result_of(run, cells[0]), *(one for one in results if one.key != cells[0].key)]
         folder.write(cells, results)
+        target.gates.unlink(missing_ok=True)  # an earlier verdict is not of what follows
         if any(result is None for _, result in with_results(cells, results)):
             prepare_data(cells)
             if code := train_cells(folder, cells, hardware, zero):
@@ -84,7 +86,6 @@ def gate(reference: str, args: Sequence[str]) -> int:
         "environment": folder.surroundings(),
         "gates": {name: verdict.as_dict() for name, verdict in verdicts.items()},
     }
-    target = run if run is not None else RunFolder(folder.path)
     write_json(target.gates, content)
     if run is not None:
         from lmrecipes.tracking.report import write_report

@@ -4,7 +4,7 @@ Weights, gradients and optimizer states are bf16, without fp32 master weights; s
 that rounding to the nearest loses. The gate `parity` holds it against fp32 over five seeds. Each other precision is a
 variant of the same run.
 
-    lmrecipes train bert_low_precision                     about a minute on two CPU cores
+    lmrecipes train bert_low_precision                     less than a minute on two CPU cores
     lmrecipes gate bert_low_precision                      is it as good as fp32? Exit code 1: no
     lmrecipes study bert_low_precision --seeds 5           all variants: metrics, time and memory beside each other
     accelerate launch --config_file recipes/bert_low_precision/zero2_pure_bf16.yaml recipes/bert_low_precision/recipe.py
