@@ -14,14 +14,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from lmrecipes.precision.formats import HIGHER
+from lmrecipes.precision.formats import HIGHER, TENSORS
 from lmrecipes.precision.plan import layer_formats
 from lmrecipes.recipe_precision import LayerFormat, Precision
 
-TENSORS = ("inputs", "weights", "gradients")
-"""Second dimension of the statistics."""
-COUNTS = ("values", "underflown", "overflown")
-"""Third dimension: values seen, lost as zeros, too large for the format."""
 BY_RECIPE = "precision.changes"
 """The reason for what the recipe itself changes."""
 
@@ -79,7 +75,7 @@ class Control:
 
     def decide(self, step: int, statistics: NDArray[np.float64] | None = None) -> list[Switch]:
         """What changes after `step` steps. statistics: of this step where it was measured, [products, 3, 3] as
-        TENSORS and COUNTS say, summed over ranks."""
+        TENSORS and COUNTS of formats.py say, summed over ranks."""
         if statistics is None and self._passed(step) == self._passed(step - 1):
             return []
         before, reasons = self.formats_at(step - 1), {}
@@ -135,7 +131,7 @@ class Control:
             memory.overflows[layer] = memory.overflows.get(layer, 0) + 1
         if raising.overflows and memory.overflows.get(layer, 0) >= raising.overflows:
             most = int((overflown / np.maximum(values, 1)).argmax())
-            return f"its {TENSORS[most]} overflowed in {memory.overflows[layer]} measured steps"
+            return f"its {TENSORS[most]}s overflowed in {memory.overflows[layer]} measured steps"
         if streak >= raising.streak:
-            return f"{shares[worst]:.1%} of its {TENSORS[worst]} were lost as zeros, {streak} measurements in a row"
+            return f"{shares[worst]:.1%} of its {TENSORS[worst]}s were lost as zeros, {streak} measurements in a row"
         return None

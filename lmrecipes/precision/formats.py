@@ -49,5 +49,10 @@ FORWARD = FORMATS | {"fp8": E4M3}
 BACKWARD = FORMATS | {"fp8": E5M2}
 """And for gradients (Micikevicius et al. 2022, arXiv 2209.05433, section 3.1)."""
 
+TENSORS = ("input", "weight", "gradient")
+"""Operands of a product that are rounded, in the order of its statistics."""
+COUNTS = ("values", "underflown", "overflown")
+"""What is counted of each: numbers seen, lost as zeros, too large for the format."""
+
 HIGHER = {"fp8": "bf16", "fp8_e4m3": "bf16", "fp8_e5m2": "bf16", "fp16": "fp32", "bf16": "fp32"}
 """The next higher format of each."""

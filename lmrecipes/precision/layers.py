@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lmrecipes.models.language import LanguageHead
-from lmrecipes.precision.linear import COUNTS, FORMATTED, TENSORS, FormatConv1D, FormatLinear
+from lmrecipes.precision.formats import COUNTS, TENSORS
+from lmrecipes.precision.linear import FORMATTED, FormatConv1D, FormatLinear
 from lmrecipes.precision.plan import holders, layer_formats, reaches, turning_points, unmatched
 from lmrecipes.precision.regions import Region
 from lmrecipes.precision.rounding import DTYPES

@@ -21,12 +21,9 @@ from torch import Tensor, nn
 from torch.nn.functional import ScalingType
 from transformers.pytorch_utils import Conv1D
 
-from lmrecipes.precision.formats import BACKWARD, FORWARD, FP16, NumberFormat
+from lmrecipes.precision.formats import BACKWARD, FORWARD, FP16, TENSORS, NumberFormat
 from lmrecipes.precision.rounding import DTYPES, power_of_two, row_scale
 from lmrecipes.recipe_precision import LayerFormat
-
-TENSORS = ("input", "weight", "gradient")
-COUNTS = ("values", "underflown", "overflown")
 
 
 @dataclass(frozen=True)

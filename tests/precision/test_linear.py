@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lmrecipes.precision.formats import BACKWARD, FORWARD, NumberFormat
-from lmrecipes.precision.linear import COUNTS, FormatConv1D, FormatLinear
+from lmrecipes.precision.formats import BACKWARD, COUNTS, FORWARD, NumberFormat
+from lmrecipes.precision.linear import FormatConv1D, FormatLinear
 from lmrecipes.precision.rounding import round_to, row_scale
 
 FORMATS = ("fp32", "bf16", "fp16", "fp8", "fp8_e4m3", "fp8_e5m2")
