@@ -43,13 +43,12 @@ class PlanOptions:
 def plan(recipe: Recipe, options: PlanOptions) -> Plan:
     """Builds the model without its weights; nothing is trained, no data is read. Raises InputError."""
     from lmrecipes.machine import this_machine
-    from lmrecipes.models.attention import longest_text
     from lmrecipes.models.shapes import shapes_of
     from lmrecipes.precision.layer_rules import layer_problems
 
     if options.length is not None and options.length < 1:
         raise InputError(Problem("--length", f"{options.length} tokens", "give 1 or more", "plan-length"))
-    if options.length is not None and options.length > (longest := longest_text(recipe)):
+    if options.length is not None and options.length > (longest := recipe.longest_text):
         what, fix = f"{options.length} tokens, but texts are cut to {longest}", "give less, or a longer max_length"
         raise InputError(Problem("--length", what, fix, "plan-length"))
     hardware = Hardware.parse(options.hardware) if options.hardware else this_machine()

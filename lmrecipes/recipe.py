@@ -179,6 +179,11 @@ class Recipe(Config):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Decides the order of the data and random initial weights. Splits do not depend on it."""
 
+    @property
+    def longest_text(self) -> int:
+        """Tokens of the longest text that a task may hold."""
+        return max(task.max_length or self.model.longest for task in self.tasks.values())
+
     @model_validator(mode="after")
     def _usable(self) -> Self:
         broken = [

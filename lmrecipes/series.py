@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
+from lmrecipes.launching import quieten
 from lmrecipes.problems import InputError, Problem
+from lmrecipes.ranks import started_by_launcher, stop_with_parent
 from lmrecipes.recipe import Recipe, Tracking
+
+
+def run_rank(runs: Callable[[dict[str, Any] | None], int], deepspeed: Path | None) -> int:
+    """What a rank does around its runs. runs: makes them under the content of the DeepSpeed JSON, or of None."""
+    quieten()
+    if started_by_launcher():
+        stop_with_parent()
+    config = json.loads(deepspeed.read_text(encoding="utf-8")) if deepspeed is not None else None
+    with redirect_stdout(sys.stderr):  # what libraries print is not the answer
+        return runs(config)
 
 
 class Stopped(Exception):

@@ -257,15 +257,10 @@ def choose(model: Model, layout: LayoutName | Literal["auto"], module: nn.Module
 def arrangement(recipe: Recipe, choice: Choice) -> Arrangement:
     """How the recipe's micro-batches are cut. Flash attention's one row has no end; flex attention's rows are always as
     wide as the longest text may be, because every new width is compiled."""
-    longest = longest_text(recipe)
+    longest = recipe.longest_text
     width = None if choice.native == FLASH else longest
     least = longest if choice.products == "flex_attention" else Arrangement.least
     return Arrangement(choice.layout, recipe.batch.length_buckets, width, least)
-
-
-def longest_text(recipe: Recipe) -> int:
-    """Tokens of the longest text that a task of the recipe may hold."""
-    return max(task.max_length or recipe.model.longest for task in recipe.tasks.values())
 
 
 def register() -> None:

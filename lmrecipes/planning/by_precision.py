@@ -88,7 +88,7 @@ def compare(recipe: Recipe, shapes: Shapes, hardware: Hardware, zero: Stage | No
 def _run(recipe: Recipe, hardware: Hardware, length: int | None) -> Run:
     """A GPU's attention keeps no scores; a CPU's short texts lie in rows of the longest, whose tokens all meet."""
     batch = plan_batch(recipe.batch.examples, recipe.batch.micro_examples, hardware.processes)
-    longest = max(task.max_length or recipe.model.longest for task in recipe.tasks.values())
+    longest = recipe.longest_text
     time = 1 if recipe.model.mlp.hidden else length or longest  # a perceptron reads a row at once
     fused = hardware.device == "cuda" or recipe.model.attention == "sdpa" or longest > SHORT_TEXT
     packed = recipe.batch.layout in ("auto", "packed") and not fused and not recipe.model.mlp.hidden

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from lmrecipes.launching import guarded, quieten
+from lmrecipes.launching import guarded
 from lmrecipes.problems import RunFailed
-from lmrecipes.ranks import started_by_launcher, stop_with_parent
 from lmrecipes.search.folder import SearchFolder
 from lmrecipes.search.plan import Proxy, Question, Result, cost, next_proxy, proxy_recipe, target_tasks
-from lmrecipes.series import Stopped
+from lmrecipes.series import Stopped, run_rank
 from lmrecipes.tracking.series_bar import SeriesBar
 
 
@@ -35,12 +32,9 @@ class RankOptions:
 def main() -> int:
     """One rank of a search."""
     options = tyro.cli(RankOptions)
-    quieten()
-    if started_by_launcher():
-        stop_with_parent()
-    deepspeed = json.loads(options.deepspeed.read_text(encoding="utf-8")) if options.deepspeed else None
-    with redirect_stdout(sys.stderr):  # what libraries print is not the answer
-        return Proxies(SearchFolder(options.folder), options.question, deepspeed).run()
+    return run_rank(
+        lambda deepspeed: Proxies(SearchFolder(options.folder), options.question, deepspeed).run(), options.deepspeed
+    )
 
 
 class Proxies:

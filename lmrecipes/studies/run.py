@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
 import time
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from lmrecipes.launching import guarded, quieten
+from lmrecipes.launching import guarded
 from lmrecipes.problems import InputError, RunFailed
-from lmrecipes.ranks import started_by_launcher, stop_with_parent
 from lmrecipes.run_folder import RunFolder, write_environment
-from lmrecipes.series import Stopped
+from lmrecipes.series import Stopped, run_rank
 from lmrecipes.studies.cells import Cell
 from lmrecipes.studies.folder import StudyFolder, with_results
 from lmrecipes.studies.record import CellResult
@@ -46,12 +43,9 @@ class RankOptions:
 def main() -> int:
     """One rank of a study."""
     options = tyro.cli(RankOptions)
-    quieten()
-    if started_by_launcher():
-        stop_with_parent()
-    deepspeed = json.loads(options.deepspeed.read_text(encoding="utf-8")) if options.deepspeed else None
-    with redirect_stdout(sys.stderr):  # what libraries print is not the answer
-        return Cells(StudyFolder(options.folder), options.row, deepspeed).run()
+    return run_rank(
+        lambda deepspeed: Cells(StudyFolder(options.folder), options.row, deepspeed).run(), options.deepspeed
+    )
 
 
 class Cells:

@@ -25,7 +25,6 @@ from lmrecipes.assets import hub_name, resolve_model
 from lmrecipes.data.tokenizer import load_tokenizer
 from lmrecipes.files import write_json
 from lmrecipes.models.acceleration import use_liger
-from lmrecipes.models.attention import longest_text
 from lmrecipes.models.heads import HeadSpec
 from lmrecipes.models.saving import load_adapted, load_whole, merged_weights, save_adapter, save_whole, turn_end
 from lmrecipes.models.trunk import Trunk
@@ -58,7 +57,7 @@ def export_model(
             heads[name.removeprefix(HEADS)] = tensor
         else:
             whole[names[name]] = tensor
-    ids = text_of(trunk.whole.config.get_text_config().vocab_size, longest_text(recipe), trunk.exactly)
+    ids = text_of(trunk.whole.config.get_text_config().vocab_size, recipe.longest_text, trunk.exactly)
     failure = None
     with engine.uniformly():  # what is saved knows nothing of formats by layer
         with torch.compiler.set_stance("force_eager"):  # nor is it compiled
@@ -137,7 +136,7 @@ class _Export:
         """What is needed to use the model, besides its weights."""
         return {
             "pooling": self.recipe.model.pooling,
-            "max_length": longest_text(self.recipe),
+            "max_length": self.recipe.longest_text,
             "compute": self.recipe.precision.compute,
             "autocast": not self.engine.holds_half,
             "weights": "fp32",

@@ -25,7 +25,7 @@ from lmrecipes.data.stream import Step, TrainingStream
 from lmrecipes.data.tokenizer import tokenizer_of
 from lmrecipes.files import write_json
 from lmrecipes.mixture_text import announce
-from lmrecipes.models.attention import arrangement, longest_text
+from lmrecipes.models.attention import arrangement
 from lmrecipes.models.loading import accelerate, load_trunk, require_positions
 from lmrecipes.models.multitask import MultiTaskModel
 from lmrecipes.precision import proof
@@ -100,7 +100,7 @@ class Training:
         language, half = any(spec.of_tokens for spec in self.specs.values()), recipe.precision.half
         self.tokenizer = tokenizer_of(recipe)
         trunk = load_trunk(recipe.model, recipe.seed, recipe.batch.layout, half, language, self.tokenizer)
-        require_positions(trunk.model, longest_text(recipe), trunk.first_position)
+        require_positions(trunk.model, recipe.longest_text, trunk.first_position)
         self.choice, cut = trunk.choice, arrangement(recipe, trunk.choice)
         self.stream = TrainingStream(
             batcher, loss_scales(recipe, self.specs), self.steering.mixture, self.engine.plan, cut, self.engine.rank,
@@ -111,7 +111,7 @@ class Training:
         flops_per_token, self.parameters = training_flops_per_token(model), parameters_of(model)
         with redirect_stdout(io.StringIO()):
             self.engine.prepare(model)
-        probe(self.engine, cut, longest_text(recipe), recipe.seed)
+        probe(self.engine, cut, recipe.longest_text, recipe.seed)
         self.draws_dropout = recipe.model.dropout != 0 or (recipe.model.lora.rank > 0 and recipe.model.lora.dropout > 0)
         self.skips = Skips(self.engine, recipe.precision.skips)
         self.formats = FormatsOverTime(self.engine, recipe)
