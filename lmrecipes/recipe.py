@@ -10,17 +10,20 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from lmrecipes.recipe_inputs import AudioAugment, AudioFrontEnd, Augment, ImageAugment, ImageFrontEnd, Modality, Rates
 from lmrecipes.recipe_mixture import ADAPTIVE_LAG, Adaptive, LossWeighting, Mixture, Waypoint
 from lmrecipes.recipe_model import Lora, Mlp, Model
 from lmrecipes.recipe_precision import Change, LayerFormat, LossScaling, Precision, Raising
+from lmrecipes.recipe_serving import LatencyBudget
 from lmrecipes.recipe_task import METRICS, TOKEN_KINDS, ChatFormat, Source, Task, TaskKind, TaskLoss
 from lmrecipes.recipe_types import Broken, Config, Count, Fraction, NonNegative, Positive, require
 
 __all__ = [
-    "ADAPTIVE_LAG", "METRICS", "TOKEN_KINDS", "Adaptive", "Batch", "Change", "ChatFormat", "Checkpoint", "Config",
-    "Evaluation", "Gate", "LayerFormat", "Loader", "Lora", "LossScaling", "LossWeighting", "Mixture", "Mlp", "Model",
-    "Optimizer", "Precision", "Raising", "Recipe", "Schedule", "Source", "Task", "TaskKind", "TaskLoss", "Tracking",
-    "Waypoint",
+    "ADAPTIVE_LAG", "METRICS", "TOKEN_KINDS", "Adaptive", "AudioAugment", "AudioFrontEnd", "Augment", "Averaging",
+    "Batch", "Change", "ChatFormat", "Checkpoint", "Config", "Distillation", "Evaluation", "Gate", "ImageAugment",
+    "ImageFrontEnd", "LatencyBudget", "LayerFormat", "Loader", "Lora", "LossScaling", "LossWeighting", "Mixture",
+    "Mlp", "Modality", "Model", "Optimizer", "Precision", "Raising", "Rates", "Recipe", "Schedule", "Source", "Task",
+    "TaskKind", "TaskLoss", "Tracking", "Waypoint",
 ]  # fmt: skip
 
 
@@ -81,6 +84,27 @@ class Schedule(Config):
     """Rate at the end, as a share of the peak."""
 
 
+class Distillation(Config):
+    """Learning from what a finished run says of the training rows, beside their labels (arXiv 1503.02531)."""
+
+    teacher: str | None = None
+    """The folder of a finished run that has the recipe's tasks with labels: a single model or a combination. None: no
+    teacher."""
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the teacher in the loss of each task with labels; the rest is the labels'."""
+    temperature: Positive = 2.0
+    """Logits of teacher and student are divided by it in the teacher's part, whose loss is multiplied by its square.
+    Of tasks of kind regression there is none: the student learns from the teacher's numbers."""
+
+
+class Averaging(Config):
+    """Averages of the weights over training."""
+
+    ema_decay: Fraction = 0.0
+    """After every step the average becomes decay x average + (1 - decay) x weights; early on decay is
+    (1 + step) / (10 + step) where that is less. Evaluations and the exported model are then of the average. 0: none."""
+
+
 class Evaluation(Config):
     """When and on how much the tasks are evaluated."""
 
@@ -129,6 +153,9 @@ class Tracking(Config):
 
     log_every: Count = 1
     """Steps between two lines of metrics."""
+    cosines_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between two measurements of how the tasks' gradients on the shared trunk agree (their cosines); each costs
+    twice as many passes over a step's examples as there are tasks. 0: none."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     """auto: online with a key and a network, else offline. `wandb sync` uploads an offline run later."""
     wandb_project: str = "lmrecipes"
@@ -168,8 +195,15 @@ class Recipe(Config):
     """Length and learning rate over time."""
     precision: Precision = Precision()
     """Number formats."""
+    distillation: Distillation = Distillation()
+    """A teacher."""
+    averaging: Averaging = Averaging()
+    """Averages of the weights."""
     gates: dict[str, Gate] = Field(default_factory=dict)
     """Bars that the results must clear, by name; `lmrecipes gate` measures, and exits with 1 where one is not met."""
+    latency: dict[str, LatencyBudget] = Field(default_factory=dict)
+    """How fast and how exact the finished model must answer, by name; `lmrecipes latency` measures, and exits with 1
+    where it does not."""
     evaluation: Evaluation = Evaluation()
     """When to evaluate."""
     checkpoint: Checkpoint = Checkpoint()
@@ -210,6 +244,12 @@ class Recipe(Config):
         if self.model.compile and self.precision.by_layer:
             what = "true, but formats by layer change what a module computes, and compiled layers do not follow"
             broken.append(Broken("model.compile", what, "set it to false, or remove precision.layers and changes"))
+        if self.distillation.teacher is not None and kinds <= set(TOKEN_KINDS):
+            what = "learns from predicted labels, and no task has labels"
+            broken.append(Broken("distillation.teacher", what, "remove it, or add such a task"))
+        if self.tracking.cosines_every and len(self.tasks) < 2:
+            what = "compares the gradients of tasks, and there is one only"
+            broken.append(Broken("tracking.cosines_every", what, "set it to 0, or add a task"))
         if self.model.chat_template is not None and "chat" not in kinds:
             broken.append(Broken("model.chat_template", "no task is of kind chat", "remove it, or add such a task"))
         broken += self._not_of_mlp() if self.model.mlp.hidden else self._without_tokenizer()

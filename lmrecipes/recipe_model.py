@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from lmrecipes.recipe_inputs import AudioFrontEnd, ImageFrontEnd
 from lmrecipes.recipe_types import Broken, Config, Count, Fraction, Positive, require
 
 MINILM = "minilm"
@@ -52,6 +53,10 @@ class Model(Config):
     differs from its defaults. The size of the vocabulary and the special tokens follow the tokenizer."""
     mlp: Mlp = Mlp()
     """A multi-layer perceptron with random weights, in place of a model of `transformers`."""
+    image: ImageFrontEnd = ImageFrontEnd()
+    """How images become positions of the trunk, where a task has some."""
+    audio: AudioFrontEnd = AudioFrontEnd()
+    """How audio becomes positions of the trunk, where a task has some."""
     tokenizer: str | None = None
     """An asset, a hub name or a folder. None: that of `pretrained`."""
     tokenizer_vocabulary: Annotated[int, Field(ge=0)] = 0

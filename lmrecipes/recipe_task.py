@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from lmrecipes.recipe_inputs import MEDIA, Augment, Modality, Rates
 from lmrecipes.recipe_types import Broken, Config, Count, Fraction, NonNegative, Positive, require
 
 TaskKind = Literal["regression", "classification", "multi_label", "language_modelling", "chat"]
@@ -59,13 +60,22 @@ class Source(Config):
     module is looked for in the installed packages, then in the working directory."""
     offline: str | None = None
     """One of the data sets that `lmrecipes assets` lists."""
-    text: str = "text"
-    """Column of the text (of a chat task see `chat`)."""
+    text: str | None = None
+    """Column of the text (of a chat task see `chat`). None: `text`, or no text where `ids`, `image` or `audio` is
+    named."""
     text_pair: str | None = None
     """Column of a second text that the model reads after the first."""
     ids: str | None = None
     """Column of ready token ids (lists of integers from 0), read in place of a text as they are: no tokenizer adds to
     them. In JSONL and Parquet files, `datasets`, functions and offline data. Of `model.mlp` the intensities."""
+    image: str | None = None
+    """Column of an image: a path (relative to the file that names it, of other sources to the working directory), the
+    bytes of a PNG, JPEG or other file that Pillow reads, a Pillow image, an array of intensities [height, width] or
+    [height, width, channels], or {bytes, path} as `datasets` has it. Read together with the text, where `text` is
+    named too."""
+    audio: str | None = None
+    """Column of a clip: a path (as of `image`), the bytes of a WAV, FLAC, OGG or other file that libsndfile reads, or
+    {array, sampling_rate}, {bytes, path} as `datasets` has it."""
     label: str = "label"
     """Column of the label: a number, a class (its name, or its index where no name is itself a number), or for
     multi_label a list or separated names."""
@@ -92,15 +102,34 @@ class Source(Config):
         if self.splits is not None and "train" not in self.splits:
             broken.append(Broken("splits", "needs a `train` file", "name one under splits.train"))
         if self.ids is not None:
-            read = {"text": self.text != "text", "text_pair": self.text_pair is not None}
-            for field in (field for field, set_too in read.items() if set_too):
-                what = f"names a text, but rows are read from the ids in the column {self.ids!r}"
+            for field in ("text", "text_pair", *MEDIA):
+                if getattr(self, field) is None:
+                    continue
+                what = f"names another input, but rows are read from the ids in the column {self.ids!r}"
                 broken.append(Broken(field, what, "remove it, or remove ids"))
         if self.validation_fraction + self.test_fraction >= 1:
             what = "validation_fraction + test_fraction must leave rows for training"
             broken.append(Broken("validation_fraction", what, "lower one of the two"))
+        if self.text_pair is not None and self.media and self.text is None:
+            what = "names a second text, but rows are read from " + " and ".join(self.media)
+            broken.append(Broken("text_pair", what, "name the first text too, or remove it"))
         require(broken)
         return self
+
+    @property
+    def media(self) -> tuple[Modality, ...]:
+        """The modalities beside text that rows hold, in order."""
+        return tuple(modality for modality in MEDIA if getattr(self, modality) is not None)
+
+    @property
+    def text_column(self) -> str | None:
+        """The column of the text that rows hold, if they hold one."""
+        return self.text or (None if self.ids is not None or self.media else "text")
+
+    @property
+    def inputs(self) -> int:
+        """How many modalities a row may hold. Of several, a row may lack some, but not all."""
+        return len(self.media) + (self.text_column is not None)
 
 
 class Task(Config):
@@ -126,6 +155,10 @@ class Task(Config):
     learning_rate_factor: Positive = 10.0
     """The head learns at `optimizer.lr` times this: it starts from nothing, the trunk does not. Language modelling and
     chat use the trunk's own head, which learns as the trunk does."""
+    rates: Rates = Rates()
+    """Learning rate of the head over the run."""
+    augment: Augment = Augment()
+    """Random changes of its training images and clips."""
     labels: tuple[str, ...] | None = None
     """Names of the classes in order. None: the sorted labels of all rows."""
     metrics: tuple[str, ...] | None = None
@@ -165,6 +198,16 @@ class Task(Config):
         if self.source.text_pair is not None and self.kind in TOKEN_KINDS:
             what = f"a {self.kind} task reads one text"
             broken.append(Broken("source.text_pair", what, "remove it, or choose another kind"))
+        if self.kind in TOKEN_KINDS and self.rates != Rates():
+            what = f"is of a head, and a {self.kind} task has none of its own"
+            broken.append(Broken("rates", what, "remove it, or set schedule"))
+        if self.source.media and self.kind in TOKEN_KINDS:
+            what = f"a {self.kind} task reads texts only"
+            broken.append(Broken(f"source.{self.source.media[0]}", what, "remove it, or choose another kind"))
+        for modality in MEDIA:
+            if modality not in self.source.media and getattr(self.augment, modality) != getattr(Augment(), modality):
+                what = f"changes its {modality} inputs, and the task has none"
+                broken.append(Broken(f"augment.{modality}", what, f"remove it, or name source.{modality}"))
         if self.labels is not None and len(set(self.labels)) < len(self.labels):
             broken.append(Broken("labels", f"names repeat in {list(self.labels)}", "name each class once"))
         require(broken)
@@ -177,13 +220,13 @@ class Task(Config):
 
     @property
     def labels_texts(self) -> bool:
-        """Whether a bag of words can learn it too."""
-        return self.source.ids is None and not self.of_tokens
+        """Whether it labels a text that a bag of words can read."""
+        return self.source.text_column is not None and not self.of_tokens
 
     @property
     def needs_tokenizer(self) -> bool:
         """Whether texts are made tokens, or tokens texts again (to count bytes, to show samples)."""
-        return self.source.ids is None or self.of_tokens
+        return self.source.text_column is not None or self.of_tokens
 
     @property
     def metric_names(self) -> tuple[str, ...]:

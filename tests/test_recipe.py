@@ -36,7 +36,12 @@ def errors(content: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 NESTED = ["mixture.adaptive", "model.lora", "model.mlp", "precision.loss_scaling", "precision.raising"]
-PARTS = ["tasks.t", "tasks.t.source", "tasks.t.source.chat", *NESTED] + [
+NESTED += ["model.image", "model.audio", "model.image.rates"]
+OF_TASKS = [
+    "tasks.t",
+    *(f"tasks.t.{part}" for part in ("source", "source.chat", "augment", "augment.image", "augment.audio")),
+]
+PARTS = [*OF_TASKS, *NESTED] + [
     name
     for name, field in Recipe.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
@@ -48,8 +53,10 @@ def test_every_part_is_tried() -> None:
         "mixture.schedule": {"at": 0, "weights": {}},
         "precision.changes": {"at": 0.5, "layers": {"*": "bf16"}},
     }
-    assert errors(changed("gates.g", {"lrr": 1})) == [("gates.g.lrr", "Extra inputs are not permitted")]
-    assert len(PARTS) + len(listed) + 1 == len(CONFIGS) - 1, "each class but Recipe itself stands in the tree"
+    named = ["gates", "latency"]
+    for part in named:
+        assert errors(changed(f"{part}.g", {"lrr": 1})) == [(f"{part}.g.lrr", "Extra inputs are not permitted")]
+    assert len(PARTS) + len(listed) + len(named) == len(CONFIGS) - 1, "each class but Recipe itself stands in the tree"
     for path, item in listed.items():
         assert errors(changed(path, [{**item, "lrr": 1}])) == [(f"{path}.0.lrr", "Extra inputs are not permitted")]
 
@@ -76,6 +83,14 @@ def test_an_unknown_key_is_an_error_at_any_depth(part: str) -> None:
         ("tasks.t.weight", "much"),
         ("tasks.t.loss_factor", -1),
         ("tasks.t.max_length", 0),
+        ("tasks.t.rates", {"start": 0.5}),
+        ("tasks.t.augment", {"image": {"flip": True}}),
+        ("tasks.t.source", {"files": "x.csv", "ids": "a", "image": "b"}),
+        ("tasks.t.source", {"files": "x.csv", "image": "a", "text_pair": "b"}),
+        ("model.image.height", 30),
+        ("distillation.weight", 1.5),
+        ("averaging.ema_decay", 1),
+        ("tracking.cosines_every", 10),
         ("tasks.t.metrics", ["accuracy"]),
         ("tasks.t.labels", ["a", "b"]),
         ("tasks.t.source", {}),

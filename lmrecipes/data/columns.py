@@ -62,7 +62,8 @@ class Wanted:
         if self.task.kind == "chat":
             needed, optional = self._of_chat(names, title)
             return "chat.", needed | group, optional
-        needed = {"text": source.text} if source.ids is None else {"ids": source.ids}
+        inputs = {"text": source.text_column, "ids": source.ids, "image": source.image, "audio": source.audio}
+        needed = {role: column for role, column in inputs.items() if column is not None}
         if source.text_pair is not None:
             needed["text_pair"] = source.text_pair
         if not self.task.of_tokens:

@@ -181,7 +181,7 @@ class CheckedRows:
             text, spans = self.render(conversation)
             return [text], spans, conversation.contents()
         texts = [row["text"]] if source.text_pair is None else [row["text"], row["text_pair"]]
-        for text, column in zip(texts, (source.text, source.text_pair), strict=False):
+        for text, column in zip(texts, (source.text_column, source.text_pair), strict=False):
             _require_text(text, column or "")
         if self.task.of_tokens:
             return texts, None, texts
