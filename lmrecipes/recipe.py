@@ -154,8 +154,8 @@ class Tracking(Config):
     log_every: Count = 1
     """Steps between two lines of metrics."""
     cosines_every: Annotated[int, Field(ge=0)] = 0
-    """Steps between two measurements of how the tasks' gradients on the shared trunk agree (their cosines); each costs
-    twice as many passes over a step's examples as there are tasks. 0: none."""
+    """Steps between two measurements of how the tasks' gradients on the shared trunk agree (their cosines); each
+    computes the step's examples once more, in two passes a task. 0: none."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     """auto: online with a key and a network, else offline. `wandb sync` uploads an offline run later."""
     wandb_project: str = "lmrecipes"
@@ -261,7 +261,8 @@ class Recipe(Config):
         broken = []
         for name, task in self.tasks.items():
             if task.source.ids is None:
-                what = "model.mlp reads rows of intensities, and the task has texts"
+                held = " and ".join(task.source.media) or "texts"
+                what = f"model.mlp reads rows of intensities, and the task has {held}"
                 broken.append(Broken(f"tasks.{name}.source.ids", what, "name their column, or remove model.mlp"))
             if task.of_tokens:
                 what = f"model.mlp has no language-model head, and the task is of kind {task.kind}"

@@ -21,8 +21,10 @@ from lmrecipes.run_folder import RunFolder
 
 Scores = dict[str, dict[str, float]]
 
-BASELINES = {"tfidf_linear": "TF-IDF + linear", "scratch": "same model from scratch"}
+BASELINES = {"linear": "linear", "scratch": "same model from scratch"}
 """Titles of what `--baselines` measures. `start`, before training, is the run's own (`evaluation.start`)."""
+FEATURES = {"text": "TF-IDF", "image": "pixels", "audio": "log-mel frames"}
+"""What the linear models read of each modality."""
 
 
 def finish_run(run: RunFolder, file: RecipeFile | None) -> None:
@@ -118,7 +120,7 @@ def _settings(recipe: Recipe) -> dict[str, str]:
         content.pop(part, None)
     depends: dict[str, list[Any]] = {"scratch": [rows(recipe.tasks), content]}
     if labelled := _labelled(recipe):
-        depends["tfidf_linear"] = [rows(labelled)]
+        depends["linear"] = [rows(labelled), *_media(recipe, labelled)]
     texts = {name: json.dumps(parts, sort_keys=True, default=_dump) for name, parts in depends.items()}
     return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()}
 
@@ -130,46 +132,71 @@ def _dump(source: Source) -> dict[str, Any]:
 def measure_baselines(
     run: RunFolder, file: RecipeFile, recipe: Recipe, train_scratch: Callable[[Path], dict[str, Any]]
 ) -> None:
-    """Train the baselines on the run's data: TF-IDF + linear on all rows with labels, and the same model from scratch.
+    """Train the baselines on the run's data: linear models on all rows with labels, and the same model from scratch.
 
     `train_scratch(folder)` runs the recipe with random initial weights in `folder` and returns its evaluation.
     """
     labelled = _labelled(recipe)
     if len(labelled) < len(recipe.tasks):
-        only = f"TF-IDF + linear for {listing(labelled)} only" if labelled else "no TF-IDF + linear"
-        text = f"baselines: the same model from scratch; {only}: the other tasks label no texts"
+        only = f"{_of_linear(recipe)['title']} for {listing(labelled)} only" if labelled else "no linear model"
+        text = f"baselines: the same model from scratch; {only}: the other tasks label no texts, images or clips"
         Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)
-    found: dict[str, Scores] = {"tfidf_linear": tfidf_scores(recipe)} if labelled else {}
+    found: dict[str, Scores] = {"linear": linear_scores(recipe)} if labelled else {}
     scratch = train_scratch(run.path / "baselines" / "scratch")
     found["scratch"] = {name: score["metrics"] for name, score in scratch["tasks"].items()}
     said = {"date": time.strftime("%Y-%m-%d"), "measured": "with this run"}
     baselines = {name: {"title": BASELINES[name], **said, "tasks": tasks} for name, tasks in found.items()}
+    if labelled:
+        baselines["linear"] |= _of_linear(recipe)
     evaluation = read_evaluation(run)
     write_json(run.evaluation, {**evaluation, "baselines": {**evaluation.get("baselines", {}), **baselines}})
     store_baselines(file, recipe, baselines)
 
 
 def _labelled(recipe: Recipe) -> list[str]:
-    """Tasks that a bag of words can learn: those that label a text."""
-    return [name for name, task in recipe.tasks.items() if task.labels_texts]
+    """Tasks that a linear model can learn: those that label texts, images or clips."""
+    return [name for name, task in recipe.tasks.items() if task.labels_texts or task.source.media]
 
 
-def tfidf_scores(recipe: Recipe) -> Scores:
-    """Test metrics of TF-IDF + linear for each task with labels, on the rows that the model is evaluated on."""
-    from lmrecipes.baselines import tfidf_linear
+def _of_linear(recipe: Recipe) -> dict[str, str]:
+    """Title of the linear models, and where they do not all read texts alone a note of what they read."""
+    by_features: dict[str, list[str]] = {}
+    for name in _labelled(recipe):
+        source = recipe.tasks[name].source
+        read = (["text"] if source.text_column is not None else []) + list(source.media)
+        by_features.setdefault(" and ".join(FEATURES[modality] for modality in read), []).append(name)
+    if list(by_features) == [FEATURES["text"]]:
+        return {"title": f"{FEATURES['text']} + linear"}
+    note = "; ".join(f"{features} of {', '.join(names)}" for features, names in by_features.items())
+    return {"title": BASELINES["linear"], "note": note}
+
+
+def _media(recipe: Recipe, tasks: Iterable[str]) -> list[Any]:
+    """How the media of these tasks are read; nothing where they have none."""
+    read = sorted({modality for name in tasks for modality in recipe.tasks[name].source.media})
+    return [{modality: getattr(recipe.model, modality).model_dump(mode="json") for modality in read}] if read else []
+
+
+def linear_scores(recipe: Recipe) -> Scores:
+    """Test metrics of a linear model for each task with labels, on the rows that the model is evaluated on."""
+    from lmrecipes.baselines import linear, media_features, text_features
     from lmrecipes.metrics import task_metrics
     from lmrecipes.training.losses import head_specs
 
-    encoded, scores = encode_tasks(recipe), {}
+    encoded, texts, scores = encode_tasks(recipe), task_texts(recipe), {}
     specs = head_specs(encoded)
-    for name, data in task_texts(recipe).items():
-        train, test = data.splits["train"], data.splits["test"]
-        rows = encoded[name].splits["test"].sample(recipe.evaluation.examples, "evaluation")
-        texts = [test.joined(i) for i in rows.tolist()]
-        found = tfidf_linear(
-            recipe.tasks[name].kind, train.all_joined(), train.targets, texts, max(1, len(data.labels)), recipe.seed
-        )
-        scores[name] = task_metrics(recipe.tasks[name].metric_names, specs[name], found, test.targets[rows])
+    for name in _labelled(recipe):
+        task = encoded[name]
+        train, test = task.train, task.splits["test"]
+        rows = test.sample(recipe.evaluation.examples, "evaluation")
+        blocks = [media_features(arrays, test.media[modality], rows) for modality, arrays in train.media.items()]
+        if name in texts:
+            said = texts[name].splits
+            asked = [said["test"].joined(i) for i in rows.tolist()]
+            blocks.insert(0, text_features(said["train"].all_joined(), asked))
+        known, other = zip(*blocks, strict=True)
+        found = linear(task.task.kind, known, train.targets, other, max(1, len(task.labels)), recipe.seed)
+        scores[name] = task_metrics(task.task.metric_names, specs[name], found, test.targets[rows])
     return scores
 
 

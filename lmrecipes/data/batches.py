@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lmrecipes.data.augment import Change
+from lmrecipes.data.inputs import Specs
 from lmrecipes.data.layout import Arrangement, Positions
+from lmrecipes.data.media import Media, MediaBatcher, specs_of
+from lmrecipes.data.soft_targets import SoftTargets
+from lmrecipes.models.distillation import Soft
 from lmrecipes.models.heads import HeadSpec
+from lmrecipes.recipe_inputs import Modality
 
 
 @dataclass
@@ -72,42 +78,60 @@ class TaskRows:
 
     rows: numbers of the task's texts; for a task with a loss per token, places of tokens among the flattened positions
     of the texts, and targets are the tokens that follow them. scale: what one unit of this task's summed loss adds to
-    the step's loss. examples: texts of the task. An idle task reads row 0 with scale 0, so that every head takes part
-    in every micro-batch on every rank.
+    the step's loss. examples: texts of the task. soft: what a teacher says of them, where there is one. An idle task
+    reads row 0 with scale 0, so that every head takes part in every micro-batch on every rank.
     """
 
     rows: Tensor
     targets: Tensor
     scale: float
     examples: int
+    soft: Soft | None = None
 
     def to(self, device: torch.device) -> TaskRows:
         """The same on a device."""
-        return TaskRows(_to(self.rows, device), _to(self.targets, device), self.scale, self.examples)
+        soft = self.soft and self.soft.to(device)
+        return TaskRows(_to(self.rows, device), _to(self.targets, device), self.scale, self.examples, soft)
 
 
 @dataclass
 class MicroBatch:
-    """What one rank computes in one forward and backward."""
+    """What one rank computes in one forward and backward. media: an entry for every modality of the recipe."""
 
     texts: Texts
     tasks: dict[str, TaskRows]
+    media: dict[Modality, Media] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on a device."""
-        return MicroBatch(texts_to(self.texts, device), {task: rows.to(device) for task, rows in self.tasks.items()})
+        return MicroBatch(
+            texts_to(self.texts, device),
+            {task: rows.to(device) for task, rows in self.tasks.items()},
+            {modality: media.to(device) for modality, media in self.media.items()},
+        )
 
 
 class Batcher:
     """Turns (task, row) pairs into micro-batches. `specs` and `splits` are by task, in the recipe's order.
 
-    splits: `EncodedSplit`s, or what has their `tokens`, `offsets`, `types`, `targets` and `loss`.
+    splits: `EncodedSplit`s, or what has their `tokens`, `offsets`, `types`, `targets`, `loss` and `media`. soft: what a
+    teacher says of the rows of tasks, where there is one. inputs: of every modality that the model reads; None: those
+    that the splits hold. changes: of the media of examples whose place in the run is known, see `changes_of`.
     """
 
-    def __init__(self, splits: Mapping[str, Any], specs: Mapping[str, HeadSpec]) -> None:
+    def __init__(
+        self,
+        splits: Mapping[str, Any],
+        specs: Mapping[str, HeadSpec],
+        soft: Mapping[str, SoftTargets] | None = None,
+        inputs: Specs | None = None,
+        changes: Mapping[tuple[str, Modality], Change] | None = None,
+    ) -> None:
         self.names = list(splits)
         self.splits = list(splits.values())
         self.specs = specs
+        self.soft = soft or {}
+        self.media = MediaBatcher(splits, specs_of(self.splits) if inputs is None else inputs, changes or {})
 
     def lengths(self, tasks: NDArray[np.int16], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens of each example, [k]."""
@@ -132,9 +156,10 @@ class Batcher:
         rows: NDArray[np.int64],
         units: Mapping[str, float],
         arrangement: Arrangement,
+        indices: NDArray[np.int64] | None = None,
     ) -> MicroBatch:
         """Assemble the examples at the positions of `parts`. units: what one unit of each task's summed loss adds to
-        the step's loss."""
+        the step's loss. indices: the examples' places in the run, where they are of training."""
         texts = self.texts(parts, tasks, rows, arrangement)
         places = np.concatenate([part if len(part) else [-1] for part in parts] or [[-1]])  # -1: a dummy text
         task_of = np.append(tasks, -1)[places]
@@ -151,8 +176,12 @@ class Batcher:
             else:
                 chosen, targets = mine, split.targets[rows[places[mine]]]
             scale = units[name] if len(mine) else 0.0
-            by_task[name] = TaskRows(torch.from_numpy(chosen), torch.from_numpy(targets), scale, len(mine))
-        return MicroBatch(texts, by_task)
+            soft = self.soft[name].of(rows[places[mine]]) if name in self.soft else None
+            by_task[name] = TaskRows(torch.from_numpy(chosen), torch.from_numpy(targets), scale, len(mine), soft)
+        mine = np.flatnonzero(places >= 0)
+        real = places[mine]
+        media = self.media.batch(tasks[real], rows[real], starts[mine], None if indices is None else indices[real])
+        return MicroBatch(texts, by_task, media)
 
     def texts(
         self, parts: list[Positions], tasks: NDArray[np.int16], rows: NDArray[np.int64], arrangement: Arrangement

@@ -3,9 +3,11 @@
 A task's folder holds, for each split, `<split>.tokens.npy` (int32, all texts end to end), `<split>.offsets.npy` (int64
 [n + 1]), `<split>.targets.npy`; for text pairs `<split>.types.npy` (uint8 segment of each token); for kinds whose loss
 is of tokens `<split>.supervised.npy` (int32 predicted tokens of each text), and for chat `<split>.loss.npy` (uint8,
-whether a token is predicted). `meta.json` says the labels and counts. The folder is written under a temporary name and
-renamed: it is complete or absent. Rows stream through: one block is read and checked while the one before is tokenised
-on all cores and appended to the files.
+whether a token is predicted). Images and clips are in `<split>.image.npy` and `<split>.audio.npy`, where each row's are
+in `<split>.image_rows.npy` and `<split>.audio_rows.npy` (see `MediaArrays`). `meta.json` says the labels and counts.
+The folder is written under a temporary name and renamed: it is complete or absent. Rows stream through: one block is
+read and checked, and its media are decoded on all cores, while the one before is tokenised on all cores and appended
+to the files.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import astuple
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from filelock import FileLock
 
@@ -30,6 +32,8 @@ from lmrecipes.data.documents import DocumentEncoder
 from lmrecipes.data.duplicates import DuplicateCounter
 from lmrecipes.data.encoded import EncodedSplit, EncodedTask
 from lmrecipes.data.ids import IdsDocumentEncoder, IdsEncoder, IdsRule, ids_rule
+from lmrecipes.data.inputs import Specs, reads_texts
+from lmrecipes.data.media_rows import Encoder, MediaEncoder
 from lmrecipes.data.progress import progress_in_rows
 from lmrecipes.data.sources import SPLITS, open_rows, source_state
 from lmrecipes.data.targets import CheckedRows, Piece, TaskData, collect, contents_only
@@ -42,23 +46,15 @@ from lmrecipes.data.tokenizer import (
     tokenizer_state,
     vocabulary_of,
 )
-from lmrecipes.data.writer import SplitWriter, Tokenised
+from lmrecipes.data.writer import SplitWriter
 from lmrecipes.files import written_at_once
+from lmrecipes.models.inputs import input_specs, modalities_of
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe import Recipe, Task
 
 ENCODING_VERSION = 4
 """Part of every fingerprint: raise it when other files come of the same input."""
 Tokenizer = Any
-
-
-class Encoder(Protocol):
-    """The rows of a kind of task -> tokens, block by block."""
-
-    def __call__(self, split: str, piece: Piece) -> Tokenised: ...
-    def finish(self) -> dict[str, Any]:
-        """After the last block: raises InputError, or returns what meta.json says more."""
-        ...
 
 
 def encode_tasks(recipe: Recipe, progress: bool = True) -> dict[str, EncodedTask]:
@@ -70,12 +66,14 @@ def encode_tasks(recipe: Recipe, progress: bool = True) -> dict[str, EncodedTask
     where = tokenizer_field(recipe.model)
     load = _LazyTokenizer(name_of_tokenizer, recipe.model.chat_template, where)
     state = [] if name_of_tokenizer is None else tokenizer_state(name_of_tokenizer, where)
+    inputs = input_specs(recipe.model, modalities_of(recipe))
     vocabulary = vocabulary_of(recipe) if any(task.source.ids for task in recipe.tasks.values()) else None
     encoded, problems = {}, []
     for name, task in recipe.tasks.items():
         rule = ids_rule(recipe, name, vocabulary)
         try:
-            encoded[name] = _encode_task(name, task, recipe, state, load, rule, progress)
+            own = {modality: inputs[modality] for modality in task.source.media}
+            encoded[name] = _encode_task(name, task, recipe, state, load, rule, own, progress)
         except InputError as error:
             problems.extend(error.problems)
     if problems:
@@ -91,7 +89,8 @@ def check_tokenizer(recipe: Recipe) -> None:
     problems = []
     for name, task in recipe.tasks.items():
         try:
-            _check_max_length(name, task, task.max_length or recipe.model.max_length, tokenizer)
+            if task.needs_tokenizer:
+                _check_max_length(name, task, task.max_length or recipe.model.max_length, tokenizer)
             if task.kind == "chat":
                 ChatRenderer(tokenizer, name, task)
             if task.kind == "language_modelling" and task.source.ids is None:
@@ -103,7 +102,7 @@ def check_tokenizer(recipe: Recipe) -> None:
 
 
 def task_texts(recipe: Recipe) -> dict[str, TaskData]:
-    """The checked texts and targets of every task with labels, before tokenising (for baselines that read text)."""
+    """The checked texts and targets of every task that labels texts, before tokenising (for baselines)."""
     labelled = {name: task for name, task in recipe.tasks.items() if task.labels_texts}
     return {name: collect(name, task, open_rows(name, task)) for name, task in labelled.items()}
 
@@ -122,11 +121,13 @@ class _LazyTokenizer:
 
 def _encode_task(
     name: str, task: Task, recipe: Recipe, of_tokenizer: list[Any], load: _LazyTokenizer, rule: IdsRule | None,
-    progress: bool,
+    inputs: Specs, progress: bool,
 ) -> EncodedTask:  # fmt: skip
     max_length = task.max_length or recipe.model.longest
     state = source_state(task.source)
-    decides = [ENCODING_VERSION, state, task.kind, task.labels, max_length]
+    decides: list[Any] = [ENCODING_VERSION, state, task.kind, task.labels]
+    decides += [max_length] if reads_texts(task) else []
+    decides += [[modality, astuple(spec)] for modality, spec in inputs.items()]
     decides += [of_tokenizer] if task.needs_tokenizer else []
     decides += [] if rule is None else [astuple(rule)]
     if task.kind == "chat":
@@ -140,17 +141,17 @@ def _encode_task(
             if not (folder / "meta.json").exists():
                 rows = open_rows(name, task)
                 render = ChatRenderer(load.tokenizer, name, task) if task.kind == "chat" else contents_only
-                checked = CheckedRows(name, task, rows, render, rule)
+                checked = CheckedRows(name, task, rows, render, rule, inputs)
                 tokenizer = load.tokenizer if task.needs_tokenizer else None
                 _check_max_length(name, task, max_length, tokenizer)
                 with written_at_once(folder) as partial:
-                    _write_task(partial, name, checked, tokenizer, max_length, progress)
+                    _write_task(partial, name, checked, tokenizer, max_length, inputs, progress)
                     if source_state(task.source) != state:
                         what = "its files changed while they were read"
                         raise InputError(Problem(f"tasks.{name}.source", what, "start again", "source-changed"))
     meta = json.loads((folder / "meta.json").read_text())
     _refuse_masked(name, task, max_length, meta)
-    splits = {split: EncodedSplit(folder, split) for split in SPLITS}
+    splits = {split: EncodedSplit(folder, split, inputs) for split in SPLITS}
     return EncodedTask(
         name, task, tuple(meta["labels"]), meta["skipped"], meta["counts"], meta["duplicates"], splits, meta["unigram"],
         tuple(meta.get("masked_places", ())),
@@ -189,8 +190,11 @@ def _refuse_masked(name: str, task: Task, max_length: int, meta: dict[str, Any])
     raise InputError(Problem(f"tasks.{name}.max_length", what, fix, "masked-rows"))
 
 
-def _encoder(checked: CheckedRows, tokenizer: Tokenizer, max_length: int) -> Encoder:
+def _encoder(checked: CheckedRows, tokenizer: Tokenizer, max_length: int, inputs: Specs) -> Encoder:
     task = checked.task
+    if inputs:
+        texts = TextEncoder(tokenizer, max_length, checked.where) if task.source.text_column is not None else None
+        return MediaEncoder(texts, inputs)
     if task.source.ids is not None:
         return IdsDocumentEncoder(tokenizer, max_length) if task.of_tokens else IdsEncoder(max_length)
     if task.kind == "language_modelling":
@@ -201,12 +205,12 @@ def _encoder(checked: CheckedRows, tokenizer: Tokenizer, max_length: int) -> Enc
 
 
 def _write_task(
-    folder: Path, name: str, checked: CheckedRows, tokenizer: Tokenizer, max_length: int, progress: bool
+    folder: Path, name: str, checked: CheckedRows, tokenizer: Tokenizer, max_length: int, inputs: Specs, progress: bool
 ) -> None:
-    source = checked.task.source
-    writers = {split: SplitWriter(folder, split, checked.task.kind, source.text_pair is not None) for split in SPLITS}
+    kind, paired = checked.task.kind, checked.task.source.text_pair is not None
+    writers = {split: SplitWriter(folder, split, kind, paired, inputs) for split in SPLITS}
     duplicates = DuplicateCounter(folder, SPLITS)
-    encode = _encoder(checked, tokenizer, max_length)
+    encode = _encoder(checked, tokenizer, max_length, inputs)
 
     def write(pieces: dict[str, Piece]) -> None:
         for split, piece in pieces.items():

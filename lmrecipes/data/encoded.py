@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmrecipes.data.arrays import load_mapped
+from lmrecipes.data.inputs import Specs
+from lmrecipes.data.media import MediaArrays
 from lmrecipes.data.permutation import hash_key, hash_uniform
 from lmrecipes.recipe import Task
+from lmrecipes.recipe_inputs import Modality
 
 SAMPLED_AT_ONCE = 2**20
 """Rows whose hashes are in memory at once while a sample is drawn."""
@@ -24,6 +27,8 @@ class EncodedSplit:
 
     folder: Path
     split: str
+    inputs: Specs = field(default_factory=dict)
+    """How the media of its rows were read."""
 
     @cached_property
     def tokens(self) -> NDArray[np.int32]:
@@ -50,6 +55,15 @@ class EncodedSplit:
     def types(self) -> NDArray[np.uint8] | None:
         """Segment of each token, for text pairs."""
         return self._load("types") if self._has("types") else None
+
+    @cached_property
+    def media(self) -> dict[Modality, MediaArrays]:
+        """Images and clips. A row's positions are its text's, then its image's, then its clip's; the token of the last
+        two is 0."""
+        return {
+            modality: MediaArrays(self._load(modality), self._load(f"{modality}_rows"), spec)
+            for modality, spec in self.inputs.items()
+        }
 
     @cached_property
     def _supervised(self) -> NDArray[np.int32] | None:
@@ -103,7 +117,8 @@ class EncodedTask:
     """A task ready to be trained on.
 
     skipped: bad rows left out. counts[split]: rows, tokens, truncated (rows), supervised (tokens that carry loss),
-    masked (rows left out because `max_length` would cut all of these off), and for language modelling documents.
+    masked (rows left out because `max_length` would cut all of these off), for language modelling documents, and where
+    rows may hold several inputs without_text, without_image, without_audio (rows).
     duplicates: `{"train/test": rows of test whose text stands in train too, ...}`. unigram: for kinds whose loss is of
     tokens, the entropy in nats of the training split's predicted tokens: the loss of the best constant prediction.
     masked_places: where the first masked rows stand.

@@ -70,7 +70,8 @@ def mixture_facts(
 ) -> dict[str, dict[str, Any]]:
     """What there is of each task, and what the run draws of it (see `planned`).
 
-    tokens, tokens_per_row, truncated, supervised (tokens with loss), documents (of language modelling only), masked
+    tokens (an image's and a clip's positions count too), tokens_per_row, truncated, supervised (tokens with loss),
+    documents (of language modelling only), without_text, without_image, without_audio (where rows may lack one), masked
     (rows left out because `max_length` cuts all of these off): of the training split. masked_rows: the same of every
     split that has some; masked_places: where the first ones stand. skipped: bad rows of all splits. duplicates: as in
     `EncodedTask`. planned_tokens, token_share: with the task's mean length. mixture: None, the recipe's.

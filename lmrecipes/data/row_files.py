@@ -6,6 +6,7 @@ import csv
 import glob
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def _read_csv(path: Path, wanted: Wanted, where: str) -> Iterator[Rows]:
             ),
         )
         # Row 1 is the header, as a spreadsheet and pyarrow's messages count.
-        yield from _arrow_blocks(batches, roles, 2, lambda number: f"{path} row {number}")
+        yield from _arrow_blocks(batches, wanted, roles, 2, lambda number: f"{path} row {number}")
     except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
         raise _broken(where, f"{path}: {error}") from None
 
@@ -118,19 +119,19 @@ def _read_parquet(path: Path, wanted: Wanted, where: str) -> Iterator[Rows]:
             roles = wanted.among(file.schema_arrow.names, str(path))
             size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
             batches = file.iter_batches(
-                rows_of_a_block(size, file.metadata.num_rows),
+                rows_of_a_block(size, file.metadata.num_rows, wanted),
                 columns=sorted(set(roles.values())),
                 use_threads=False,
             )
-            yield from _arrow_blocks(batches, roles, 0, lambda number: f"{path} row {number}")
+            yield from _arrow_blocks(batches, wanted, roles, 0, lambda number: f"{path} row {number}")
     except (pa.ArrowInvalid, OSError) as error:
         raise _broken(where, f"{path}: {error}") from None
 
 
-def _arrow_blocks(batches: Any, roles: Roles, number: int, place: Place) -> Iterator[Rows]:
+def _arrow_blocks(batches: Any, wanted: Wanted, roles: Roles, number: int, place: Place) -> Iterator[Rows]:
     """Blocks of `pyarrow.RecordBatch`es; the first row has this number."""
     for batch in batches:
-        step = rows_of_a_block(batch.nbytes, batch.num_rows)
+        step = rows_of_a_block(batch.nbytes, batch.num_rows, wanted)
         for start in range(0, batch.num_rows, step):
             part = batch.slice(start, step)
             columns = {name: part.column(name).to_pylist() for name in set(roles.values())}
@@ -172,8 +173,12 @@ _Reader = Callable[[Path, Wanted, str], Iterator[Rows]]
 
 
 def _one_by_one(read: _Reader) -> Callable[[list[Path], Wanted, str], Iterator[Rows]]:
-    """The reader of some files, of that of one."""
-    return lambda paths, wanted, where: chain.from_iterable(read(path, wanted, where) for path in paths)
+    """The reader of some files, of that of one. Paths in a file's rows are relative to its folder."""
+
+    def read_all(paths: list[Path], wanted: Wanted, where: str) -> Iterator[Rows]:
+        return (replace(rows, folder=path.parent) for path in paths for rows in read(path, wanted, where))
+
+    return read_all
 
 
 _READERS: dict[str, Callable[[list[Path], Wanted, str], Iterator[Rows]]] = {

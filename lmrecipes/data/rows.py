@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lmrecipes.data.columns import Roles, Wanted
@@ -11,6 +12,8 @@ from lmrecipes.data.columns import Roles, Wanted
 BLOCK_ROWS = 4096
 BLOCK_CHARACTERS = 2**21
 """A block ends at so many rows or characters, whichever comes first. Tokenising takes some hundred bytes a token."""
+BLOCK_MEDIA = 2**24
+"""The same of rows with images or clips, whose bytes count as characters."""
 
 Place = Callable[[int], str]
 """Where the row of a number stands."""
@@ -20,11 +23,12 @@ Place = Callable[[int], str]
 class Rows:
     """A block: the needed cells of some rows, in order, by the role of their column (see `columns`).
 
-    origin(i) tells a person where its row i stands.
+    origin(i) tells a person where its row i stands. folder: where relative paths in cells start from.
     """
 
     cells: Mapping[str, Sequence[Any]]
     origin: Place = lambda i: f"row {i}"
+    folder: Path = Path()
 
     def __len__(self) -> int:
         return len(next(iter(self.cells.values())))
@@ -54,7 +58,7 @@ def in_blocks(
     roles: Roles = {}
     numbers: list[int] = []
     columns: dict[str, list[Any]] = {}
-    held = 0
+    held, most = 0, _most(wanted)
     for number, size, row in rows:
         if not roles:
             roles = wanted.among(row, title, sparse=True)
@@ -64,13 +68,18 @@ def in_blocks(
         for column, values in columns.items():
             values.append(row.get(column))
         held += size
-        if len(numbers) >= BLOCK_ROWS or held >= BLOCK_CHARACTERS:
+        if len(numbers) >= BLOCK_ROWS or held >= most:
             yield Rows.of(columns, roles, numbers, place)
             numbers = []
     if numbers:
         yield Rows.of(columns, roles, numbers, place)
 
 
-def rows_of_a_block(size: int, rows: int) -> int:
+def rows_of_a_block(size: int, rows: int, wanted: Wanted) -> int:
     """Rows in a block, where `rows` of them take `size` bytes."""
-    return max(1, min(BLOCK_ROWS, BLOCK_CHARACTERS * rows // max(1, size)))
+    return max(1, min(BLOCK_ROWS, _most(wanted) * rows // max(1, size)))
+
+
+def _most(wanted: Wanted) -> int:
+    """Characters or bytes of a block."""
+    return BLOCK_MEDIA if wanted.task.source.media else BLOCK_CHARACTERS

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,8 @@ def _begun(stream: RowStream) -> RowStream | None:
 def source_state(source: Source) -> list[Any]:
     """What changes when the data changes: part of the encoded data's fingerprint.
 
-    Files count with path, size and time of change. Of a function only its module's file is known, of a `datasets` name
-    on the hub only the name.
+    Files count with path, size and time of change, but not those that rows name. Of a function only its module's file
+    is known, of a `datasets` name on the hub only the name.
     """
     patterns = [source.files] if source.files else list((source.splits or {}).values())
     paths = [path for pattern in patterns for path in matching(pattern)]
@@ -95,9 +96,12 @@ def _from_dicts(dicts: Iterable[Any], wanted: Wanted, title: str) -> RowStream:
 
 
 def _size(cell: Any) -> int:
-    """Characters of the texts in a cell, also where they are in lists and dictionaries; a number counts as one."""
-    if isinstance(cell, str):
+    """Characters of the texts in a cell, also where they are in lists and dictionaries, or bytes; a number and an
+    intensity of an image count as one."""
+    if isinstance(cell, (str, bytes, bytearray, memoryview)):
         return len(cell)
+    if hasattr(cell, "getbands"):  # a Pillow image
+        return int(cell.width * cell.height * len(cell.getbands()))
     if isinstance(cell, Mapping):
         return sum(map(_size, cell.values()))
     return sum(map(_size, cell)) if isinstance(cell, (list, tuple)) else int(getattr(cell, "size", 1))
@@ -106,9 +110,10 @@ def _size(cell: Any) -> int:
 def _from_dataset(dataset: Any, wanted: Wanted, title: str) -> RowStream:
     """Rows of a `datasets.Dataset`, in slices. Where labels are a `ClassLabel`, -1 says that there is none."""
     roles = wanted.among(dataset.column_names, title)
+    dataset = _undecoded(dataset, [roles[modality] for modality in wanted.task.source.media])
     table = dataset.with_format(None).select_columns(sorted(set(roles.values())))
     marks_missing = "label" in roles and hasattr(dataset.features[roles["label"]], "names")
-    step = rows_of_a_block(table.data.nbytes, table.data.num_rows)
+    step = rows_of_a_block(table.data.nbytes, table.data.num_rows, wanted)
 
     def blocks() -> Iterator[Rows]:
         for start in range(0, len(table), step):
@@ -120,6 +125,15 @@ def _from_dataset(dataset: Any, wanted: Wanted, title: str) -> RowStream:
             yield Rows.of(columns, roles, numbers, lambda number: f"{title} row {number}")
 
     return RowStream(blocks(), len(table))
+
+
+def _undecoded(dataset: Any, columns: list[str]) -> Any:
+    """The same `datasets.Dataset`, whose images and clips stay the files' bytes and paths."""
+    for column in columns:
+        feature = dataset.features[column]
+        if getattr(feature, "decode", False):
+            dataset = dataset.cast_column(column, replace(feature, decode=False))
+    return dataset
 
 
 def _by_split(data: Any, wanted: Wanted, title: str) -> dict[str, RowStream]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lmrecipes.data.batches import Batcher, MicroBatch
 from lmrecipes.data.layout import Arrangement, deal
@@ -33,6 +34,19 @@ class Step:
     factors: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Examples of the global stream, [k] each: their places in it, numbers of their tasks, and rows."""
+
+    indices: NDArray[np.int64]
+    tasks: NDArray[np.int16]
+    rows: NDArray[np.int64]
+
+    def take(self, chosen: NDArray[np.int64]) -> Drawn:
+        """Those at `chosen`."""
+        return Drawn(self.indices[chosen], self.tasks[chosen], self.rows[chosen])
+
+
 class TrainingStream:
     """Steps of the global stream as this rank sees them. `mixture` may be replaced between steps by one that gives the
     same samples for all steps that are already under way."""
@@ -46,8 +60,8 @@ class TrainingStream:
 
     def step(self, number: int, mixture: Mixture | None = None) -> Step:
         """Step `number` (from 0): global samples number * examples up to (number + 1) * examples."""
-        first = number * self.plan.examples
-        tasks, rows = (mixture or self.mixture).at(np.arange(first, first + self.plan.examples))
+        drawn = self.drawn(number, mixture)
+        tasks, rows = drawn.tasks, drawn.rows
         lengths = self.batcher.lengths(tasks, rows)
         counts = np.bincount(tasks, minlength=len(self.batcher.names))
         tokens = np.bincount(tasks, weights=lengths, minlength=len(self.batcher.names)).astype(np.int64)
@@ -55,14 +69,26 @@ class TrainingStream:
         elements = self.batcher.elements(tasks, rows)
         factors = self.scales.factors(elements)
         units = {name: factors[name] / count if count else 0.0 for name, count in elements.items()}
-        micros = [
-            self.batcher.micro_batch(self.arrangement.parts(m, lengths), tasks, rows, units, self.arrangement)
-            for m in deal(lengths, self.plan)[self.rank]
-        ]
+        micros = self.laid_out(drawn, units, self.plan)
         of_tokens = {name: self.batcher.specs[name].of_tokens for name in examples}
         supervised = {name: elements[name] if of_tokens[name] else count for name, count in examples.items()}
         by_name = dict(zip(self.batcher.names, tokens.tolist(), strict=True))
         return Step(micros, examples, by_name, supervised, elements, factors)
+
+    def drawn(self, number: int, mixture: Mixture | None = None) -> Drawn:
+        """The examples of step `number`."""
+        indices = number * self.plan.examples + np.arange(self.plan.examples)
+        return Drawn(indices, *(mixture or self.mixture).at(indices))
+
+    def laid_out(self, drawn: Drawn, units: Mapping[str, float], plan: BatchPlan) -> list[MicroBatch]:
+        """This rank's micro-batches of these examples, `plan.examples` at most. units: see `Batcher.micro_batch`."""
+        lengths = self.batcher.lengths(drawn.tasks, drawn.rows)
+        return [
+            self.batcher.micro_batch(
+                self.arrangement.parts(micro, lengths), drawn.tasks, drawn.rows, units, self.arrangement, drawn.indices
+            )
+            for micro in deal(lengths, plan)[self.rank]
+        ]
 
     def steps(self, start: int, stop: int) -> Iterator[Step]:
         """Steps start..stop-1 in order, assembled ahead by threads, or where `loader.workers` is 0 when asked for."""

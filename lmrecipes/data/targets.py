@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,12 +13,17 @@ from numpy.typing import NDArray
 
 from lmrecipes.data.conversations import BadRow, Conversation, read_conversation
 from lmrecipes.data.duplicates import text_key
+from lmrecipes.data.inputs import Specs
 from lmrecipes.data.labels import LabelReader, missing, plain, short
+from lmrecipes.data.media_cells import ReadMedia, lacks
+from lmrecipes.data.media_readers import MediaReaders
 from lmrecipes.data.permutation import hash_key
 from lmrecipes.data.rows import Place, Rows, RowStream
 from lmrecipes.data.sources import SPLITS, WHOLE
+from lmrecipes.machine import cores
 from lmrecipes.problems import InputError, Problem, listing
 from lmrecipes.recipe import Task, TaskKind
+from lmrecipes.recipe_inputs import Modality
 
 EXAMPLES_SHOWN = 3
 """Bad rows quoted in a message; the rest are counted."""
@@ -47,8 +54,9 @@ def contents_only(conversation: Conversation) -> Rendered:
 class Piece:
     """The good rows of one block that belong to one split, in order.
 
-    texts: strings, or of a source of ids int32 arrays. values: a label's value as `LabelReader` gives it, or the spans
-    of a conversation. keys: `text_key` of each row. place(i) tells a person where row i stands.
+    texts: strings, or of a source of ids int32 arrays; None of a row of media without a text. media: images or clips as
+    `ReadMedia.values`, None where a row has none. values: a label's value as `LabelReader` gives it, or the spans of a
+    conversation. keys: `text_key` of each row. place(i) tells a person where row i stands.
     """
 
     texts: list[Any] = field(default_factory=list)
@@ -57,6 +65,7 @@ class Piece:
     keys: list[int] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     origin: Place = str
+    media: dict[Modality, list[NDArray[Any] | None]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -92,16 +101,18 @@ class BadRows:
 class CheckedRows:
     """Checks every row of a task, block by block, and says at the end what was found.
 
-    render: how a chat task's conversations become texts. ids: of a source of ids, what reads a row's.
+    render: how a chat task's conversations become texts. ids: of a source of ids, what reads a row's. inputs: how media
+    are read, see `MediaReaders`.
     """
 
     def __init__(
         self, name: str, task: Task, by_split: Mapping[str, RowStream], render: Render = contents_only,
-        ids: ReadIds | None = None,
+        ids: ReadIds | None = None, inputs: Specs | None = None,
     ) -> None:  # fmt: skip
         self.task, self.by_split, self.render, self.ids = task, by_split, render, ids
         self.where = f"tasks.{name}.source"
         self.reader = LabelReader(task)
+        self.media = MediaReaders(task.source, inputs)
         self.to_cut = [split for split in ("test", "validation") if split not in by_split]
         self.rows = dict.fromkeys(SPLITS, 0)
         self.bad = BadRows(self.where)
@@ -122,10 +133,11 @@ class CheckedRows:
 
         After a bad row that is an error, rows are still counted but no longer given out.
         """
-        for split, stream in self.by_split.items():
-            for rows in stream.blocks:
-                pieces = self._check(split, rows)
-                yield len(rows), {} if self.bad.count and self.task.source.on_bad_row == "error" else pieces
+        with ThreadPoolExecutor(cores(), "media") as pool:
+            for split, stream in self.by_split.items():
+                for rows, part in self._parts(stream):
+                    pieces = self._check(split, rows, part, pool)
+                    yield len(part), {} if self.bad.count and self.task.source.on_bad_row == "error" else pieces
 
     def finish(self) -> None:
         """After the last block: raises InputError for bad rows, too few labels or an empty split."""
@@ -146,12 +158,22 @@ class CheckedRows:
             )
             raise InputError(Problem(self.where, what, fix, "split-empty"))
 
-    def _check(self, split: str, rows: Rows) -> dict[str, Piece]:
+    def _parts(self, stream: RowStream) -> Iterator[tuple[Rows, range]]:
+        """Blocks, and numbers of their rows: those whose media are held at once."""
+        for rows in stream.blocks:
+            for start in range(0, len(rows), self.media.at_once):
+                yield rows, range(start, min(start + self.media.at_once, len(rows)))
+
+    def _check(self, split: str, rows: Rows, part: range, pool: Executor) -> dict[str, Piece]:
         pieces: dict[str, Piece] = {}
-        for i in range(len(rows)):
+        modalities = self.task.source.media
+        by_row: Iterable[Any] = repeat({})
+        if modalities:  # decoding releases the interpreter's lock
+            by_row = pool.map(lambda i: self.media(rows.row(i), rows.folder), part)
+        for i, media in zip(part, by_row, strict=False):
             row = rows.row(i)
             try:
-                texts, value, said = self._read(row)
+                texts, value, said = self._read(row, media)
             except BadRow as reason:
                 self.bad.add(rows.origin(i), str(reason))
                 continue
@@ -159,20 +181,27 @@ class CheckedRows:
             home = self._cut(row.get("group"), key) if split in (WHOLE, "train") else split
             if home not in pieces:
                 pieces[home] = Piece(pairs=None if len(texts) == 1 else [], origin=rows.origin)
+                pieces[home].media = {modality: [] for modality in modalities}
             piece = pieces[home]
             piece.texts.append(texts[0])
             piece.values.append(value)
             piece.keys.append(key)
             piece.numbers.append(i)
+            for modality in modalities:
+                piece.media[modality].append(media[modality].values if modality in media else None)
             if piece.pairs is not None:
                 piece.pairs.append(texts[1])
         for home, piece in pieces.items():
             self.rows[home] += len(piece)
         return pieces
 
-    def _read(self, row: Mapping[str, Any]) -> tuple[list[Any], Any, list[str]]:
+    def _read(
+        self, row: Mapping[str, Any], media: dict[Modality, ReadMedia] | BadRow
+    ) -> tuple[list[Any], Any, list[str]]:
         """The text or pair of texts of a row (or its ids), its value, and what makes it another row than others."""
         source = self.task.source
+        if source.media:
+            return self._read_media(row, media)
         if self.ids is not None:
             ids = self.ids(row["ids"])
             return [ids], None if self.task.of_tokens else self._label(row), [ids.tobytes().hex()]
@@ -180,12 +209,34 @@ class CheckedRows:
             conversation = read_conversation(row, source.chat.system_prompt)
             text, spans = self.render(conversation)
             return [text], spans, conversation.contents()
-        texts = [row["text"]] if source.text_pair is None else [row["text"], row["text_pair"]]
-        for text, column in zip(texts, (source.text_column, source.text_pair), strict=False):
-            _require_text(text, column or "")
+        texts = self._texts(row)
         if self.task.of_tokens:
             return texts, None, texts
         return texts, self._label(row), texts
+
+    def _read_media(
+        self, row: Mapping[str, Any], media: dict[Modality, ReadMedia] | BadRow
+    ) -> tuple[list[Any], Any, list[str]]:
+        """The same of a row with media: it may lack its text, or some of its media, but not all."""
+        if isinstance(media, BadRow):
+            raise media
+        source = self.task.source
+        texts: list[Any] = [None] if source.text_pair is None else [None, None]
+        if source.text_column is not None and not (lacks(row["text"]) and lacks(row.get("text_pair"))):
+            texts = self._texts(row)
+        elif not media:
+            columns = [repr(column) for role in ("text", *source.media) if (column := getattr(source, role))]
+            raise BadRow(f"{listing(columns)} {'is' if len(columns) == 1 else 'are all'} missing")
+        said = [text or "" for text in texts] + [media[m].digest if m in media else "" for m in source.media]
+        return texts, self._label(row), said
+
+    def _texts(self, row: Mapping[str, Any]) -> list[Any]:
+        """The text or the two texts of a row. Raises BadRow."""
+        source = self.task.source
+        texts = [row["text"]] if source.text_pair is None else [row["text"], row["text_pair"]]
+        for text, column in zip(texts, (source.text_column, source.text_pair), strict=False):
+            require_text(text, column or "")
+        return texts
 
     def _label(self, row: Mapping[str, Any]) -> Any:
         """The value of a row's label. Raises BadRow."""
@@ -206,7 +257,7 @@ class CheckedRows:
         return "train"
 
 
-def _require_text(text: Any, column: str) -> None:
+def require_text(text: Any, column: str) -> None:
     """Raise BadRow for what is no text, or an empty one."""
     if not isinstance(text, str):
         raise BadRow(f"{column!r} is {short(text)}, not a text")
@@ -238,7 +289,8 @@ def label_matrix(numbers: NDArray[np.int32], counts: NDArray[np.int64], final: N
 
 @dataclass(frozen=True)
 class Examples:
-    """One split of a task. targets: float32 [n] (regression), int32 [n] (classification), uint8 [n, labels]."""
+    """One split of a task; a text that a row lacks is empty. targets: float32 [n] (regression), int32 [n]
+    (classification), uint8 [n, labels]."""
 
     texts: list[str]
     pairs: list[str] | None
@@ -271,10 +323,10 @@ def collect(name: str, task: Task, by_split: Mapping[str, RowStream]) -> TaskDat
     whole = {split: Piece(pairs=[] if task.source.text_pair else None) for split in SPLITS}
     for _, pieces in checked.blocks():
         for split, piece in pieces.items():
-            whole[split].texts += piece.texts
+            whole[split].texts += [text or "" for text in piece.texts]
             whole[split].values += piece.values
             if piece.pairs is not None:
-                whole[split].pairs = (whole[split].pairs or []) + piece.pairs
+                whole[split].pairs = (whole[split].pairs or []) + [text or "" for text in piece.pairs]
     checked.finish()
     final = checked.reader.final
     splits = {

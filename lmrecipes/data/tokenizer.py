@@ -157,15 +157,17 @@ def training_sample(recipe: Recipe, most: int, progress: bool = False) -> Iterat
 
     Raises InputError for bad rows, as encoding does.
     """
-    for name, task in recipe.tasks.items():
+    tasks = {name: task for name, task in recipe.tasks.items() if task.needs_tokenizer}
+    for name, task in tasks.items():
         checked = CheckedRows(name, task, open_rows(name, task))
-        sample = _Sample(most // len(recipe.tasks))
+        sample = _Sample(most // len(tasks))
         with progress_in_rows(f"reading {name} for the tokenizer", checked.total, progress) as advance:
             for rows, pieces in checked.blocks():
                 piece = pieces.get("train", Piece())
                 pairs = piece.pairs or [""] * len(piece)
                 for key, text, pair in zip(piece.keys, piece.texts, pairs, strict=True):
-                    sample.add(key, f"{text} {pair}" if pair else text)
+                    if text is not None:  # a row of media may lack it
+                        sample.add(key, f"{text} {pair}" if pair else text)
                 advance(rows)
         checked.finish()
         for text in sample.texts():

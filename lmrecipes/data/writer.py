@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmrecipes.data.arrays import CHUNK, GrowingArray, change_in_place, load_mapped
+from lmrecipes.data.inputs import ImageSpec, Spec, Specs
 from lmrecipes.data.targets import label_matrix
 from lmrecipes.recipe import TOKEN_KINDS, TaskKind
+from lmrecipes.recipe_inputs import Modality
 
 
 class Tokenised(NamedTuple):
@@ -21,7 +23,8 @@ class Tokenised(NamedTuple):
 
     ids: int32, end to end. lengths: int64 [n]. types: uint8, the segment of each token, for pairs. loss: uint8, 1 where
     a token is predicted, for chat. values: a label's value as `LabelReader` gives it, or the bytes that a text's
-    predicted tokens stand for. counts: what more is counted of these rows, see `EncodedTask`.
+    predicted tokens stand for. counts: what more is counted of these rows, see `EncodedTask`. media: images or clips
+    as `MediaArrays.values`, and how much of them is each text's, int64 [n].
     """
 
     ids: NDArray[np.int32]
@@ -30,13 +33,15 @@ class Tokenised(NamedTuple):
     loss: NDArray[np.uint8] | None = None
     values: Sequence[Any] = ()
     counts: Mapping[str, int] = {}
+    media: Mapping[Modality, tuple[NDArray[Any], NDArray[np.int64]]] = {}
 
 
 class SplitWriter:
     """`<split>.tokens.npy`, `.offsets.npy`, `.targets.npy` in `folder`; for pairs `.types.npy`; for kinds whose loss
-    is of tokens `.supervised.npy`, and for chat `.loss.npy`."""
+    is of tokens `.supervised.npy`, and for chat `.loss.npy`; for media `.image.npy` and `.image_rows.npy`, or
+    `.audio.npy` and `.audio_rows.npy`."""
 
-    def __init__(self, folder: Path, split: str, kind: TaskKind, paired: bool) -> None:
+    def __init__(self, folder: Path, split: str, kind: TaskKind, paired: bool, inputs: Specs) -> None:
         def file(part: str) -> Path:
             return folder / f"{split}.{part}.npy"
 
@@ -47,6 +52,7 @@ class SplitWriter:
         self._loss = GrowingArray(file("loss"), np.uint8) if kind == "chat" else None
         self._supervised = GrowingArray(file("supervised"), np.int32) if kind in TOKEN_KINDS else None
         self._targets = _SetsWriter(file("targets")) if kind == "multi_label" else _ValuesWriter(file("targets"), kind)
+        self._media = {modality: _MediaWriter(file, modality, spec) for modality, spec in inputs.items()}
         self._counts = Counter(truncated=0, masked=0, supervised=0)
         self._predicted = Histogram()
 
@@ -65,6 +71,8 @@ class SplitWriter:
         for file, part in ((self._types, texts.types), (self._loss, texts.loss)):
             if file is not None and part is not None:
                 file.append(part)
+        for modality, writer in self._media.items():
+            writer.append(*texts.media[modality])
         self._targets.append(texts.values)
         self._counts.update(texts.counts)
 
@@ -73,6 +81,8 @@ class SplitWriter:
         for file in (self._tokens, self._offsets, self._types, self._loss, self._supervised):
             if file is not None:
                 file.close()
+        for writer in self._media.values():
+            writer.close()
         self._targets.close(final)
         rows = self._offsets.rows - 1
         if self._supervised is None:
@@ -83,6 +93,29 @@ class SplitWriter:
     def unigram(self) -> float | None:
         """Entropy of the predicted tokens, see `EncodedTask`; None for labels of whole texts."""
         return None if self._supervised is None else self._predicted.entropy
+
+
+class _MediaWriter:
+    """Images or clips end to end, and where each row's are."""
+
+    def __init__(self, file: Callable[[str], Path], modality: Modality, spec: Spec) -> None:
+        if isinstance(spec, ImageSpec):
+            width: tuple[int, ...] = (spec.height, spec.width, spec.channels)
+            self._values = GrowingArray(file(modality), np.uint8, width)
+        elif spec.kind == "log_mel":
+            self._values = GrowingArray(file(modality), np.float16, (spec.mels,))
+        else:
+            self._values = GrowingArray(file(modality), np.int16)
+        self._rows = GrowingArray(file(f"{modality}_rows"), np.int64)
+        self._rows.append(np.zeros(1, np.int64))
+
+    def append(self, values: NDArray[Any], held: NDArray[np.int64]) -> None:
+        self._rows.append(self._values.rows + np.cumsum(held))
+        self._values.append(values)
+
+    def close(self) -> None:
+        self._values.close()
+        self._rows.close()
 
 
 class Histogram:

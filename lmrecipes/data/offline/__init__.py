@@ -1,4 +1,4 @@
-"""The data sets of the default recipes: rows read from cached assets, or from this Python's own files.
+"""The data sets of the default recipes: rows read from cached assets, installed packages or this Python's own files.
 
 A task names the `group` column in its source, so that related rows go to one split. Rows with the same text (whatever
 its case) always share a group: no text of the test can have been seen in training.
@@ -16,13 +16,16 @@ from pathlib import Path
 
 from lmrecipes.assets import find, locate
 from lmrecipes.data.offline import (
+    cheques,
     diagnoses,
     dialogues,
     digits,
-    grouping,
+    mails,
     phenotypes,
     python_texts,
+    scans,
     scripture,
+    speech,
     speeches,
     valence,
 )
@@ -36,7 +39,7 @@ class Offline:
     """A data set: what it is for, the asset it needs (None: this Python's library), the function that reads its folder.
 
     layout: of conversations, how the rows say them; see `ChatFormat`. package: (name, folder) of an installed package
-    that brings it, in place of an asset.
+    that brings it, in place of an asset. code: files of this folder, beside the module of `load`, that make the rows.
     """
 
     title: str
@@ -45,6 +48,7 @@ class Offline:
     load: Callable[[Path], list[Row]]
     layout: str | None = None
     package: tuple[str, str] | None = None
+    code: tuple[str, ...] = ("grouping.py",)
 
     @property
     def folder(self) -> Path:
@@ -84,10 +88,14 @@ def version(name: str) -> str:
     source = find(chosen.asset).sha256 if chosen.asset else sys.version
     if chosen.package is not None:
         source = metadata.version(chosen.package[0])
-    modules = [sys.modules[chosen.load.__module__], grouping]
-    code = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
+    own = Path(str(sys.modules[chosen.load.__module__].__file__))
+    code = b"".join(file.read_bytes() for file in (own, *map(Path(__file__).with_name, chosen.code)))
     return hashlib.sha256(source.encode() + code).hexdigest()[:16]
 
+
+_SCIKIT_LEARN = ("scikit-learn", "sklearn")
+_CHEQUES = ("grouping.py", "scans.py", "digits.py", "amounts.py")
+_SPEECH = ("grouping.py", "amounts.py", "espeak_process.py")
 
 OFFLINE: dict[str, Offline] = {
     "vader_valence": Offline("valence of a sentence, -4 to 4", "regression", "vader", valence.vader_valence),
@@ -107,11 +115,31 @@ OFFLINE: dict[str, Offline] = {
     "chat_dialogues": Offline("small talk, trivia, code", "chat", "chatterbot", dialogues.chat_dialogues, "sharegpt"),
     "hpo_questions": Offline("clinical terms defined", "chat", "hpo", phenotypes.hpo_questions, "alpaca"),
     "digits": Offline(
-        "handwritten digits, 28 x 28 as ids", "classification", None, digits.digits, package=("scikit-learn", "sklearn")
+        "handwritten digits, 28 x 28 as ids", "classification", None, digits.digits, package=_SCIKIT_LEARN
     ),
+    "digit_images": Offline(
+        "handwritten digits as PNG files", "classification", None, scans.digit_images, package=_SCIKIT_LEARN,
+        code=("digits.py",),
+    ),
+    "cheques": Offline(
+        "amounts in words beside handwritten digits: genuine or fraud", "classification", None, cheques.cheques,
+        package=_SCIKIT_LEARN, code=_CHEQUES,
+    ),
+    "cheque_amounts": Offline(
+        "amounts in words or handwritten digits, 30 labels", "multi_label", None, cheques.cheque_amounts,
+        package=_SCIKIT_LEARN, code=_CHEQUES,
+    ),
+    "spoken_digits": Offline(
+        "words from zero to nine in 104 voices", "classification", "espeak", speech.spoken_digits, code=_SPEECH
+    ),
+    "speaking_rate": Offline(
+        "how fast numbers are spoken, hundreds of words per minute", "regression", "espeak", speech.speaking_rate,
+        code=_SPEECH,
+    ),
+    "spam_mails": Offline("real mails, spam or ham", "classification", "spam", mails.spam_mails),
     "python_questions": Offline("questions about Python", "chat", None, python_texts.python_questions, "messages"),
     "icd10_questions": Offline(
         "chapter of a diagnosis, asked for", "chat", "icd10", diagnoses.icd10_questions, "prompt_completion"
     ),
-}
+}  # fmt: skip
 """The data sets by name."""

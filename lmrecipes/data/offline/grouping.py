@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lmrecipes.data.permutation import hash_key
@@ -16,7 +16,7 @@ def pick(choices: Sequence[str], purpose: str, name: str) -> str:
     return choices[hash_key(purpose, name) % len(choices)]
 
 
-def join_duplicates(rows: list[Row], texts: Callable[[Row], list[str]] = lambda row: [row["text"]]) -> list[Row]:
+def join_duplicates(rows: list[Row], texts: Callable[[Row], Iterable[str]] = lambda row: [row["text"]]) -> list[Row]:
     """Rows that share one of their texts (whatever its case) get the same group, and so do all rows of the groups that
     this joins (union-find)."""
     leader: dict[str, str] = {}
