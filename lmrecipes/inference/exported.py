@@ -8,13 +8,15 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from lmrecipes.data.inputs import Spec
 from lmrecipes.models.heads import HeadSpec
+from lmrecipes.models.input_files import load_inputs, specs_in
 from lmrecipes.models.loading import load_trunk
 from lmrecipes.models.mlp import MlpTrunk, is_perceptron, load_perceptron
 from lmrecipes.models.multitask import MultiTaskModel
 from lmrecipes.models.trunk import Trunk
 from lmrecipes.problems import InputError, Problem
-from lmrecipes.recipe import Model
+from lmrecipes.recipe import Modality, Model
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class ExportedModel:
     """A model read back, in fp32 on the CPU, with what is needed to use it.
 
     compute, autocast: the arithmetic that it was trained in; autocast: fp32 weights cast at each product. Of formats by
-    layer nothing is kept: such a model predicts in what all its other modules were computed in.
+    layer nothing is kept: such a model predicts in what all its other modules were computed in. inputs: what it reads
+    beside texts.
     """
 
     model: MultiTaskModel
@@ -30,6 +33,7 @@ class ExportedModel:
     max_length: int
     compute: str
     autocast: bool
+    inputs: dict[Modality, Spec]
 
 
 def load_exported(folder: Path) -> ExportedModel:
@@ -48,10 +52,13 @@ def load_exported(folder: Path) -> ExportedModel:
     else:
         model = Model(pretrained=str(folder), pooling=saved["pooling"], max_length=saved["max_length"])
         trunk = load_trunk(model, 0, "auto", half, language)  # the attention of a run in the default layout
-    whole = MultiTaskModel(trunk, specs)
+    inputs = saved.get("inputs", {})
+    whole = MultiTaskModel(trunk, specs, load_inputs(inputs, folder, trunk))
     if own:
         whole.heads.load_state_dict(load_file(heads))
-    return ExportedModel(whole.eval(), specs, saved["max_length"], saved["compute"], saved["autocast"])
+    return ExportedModel(
+        whole.eval(), specs, saved["max_length"], saved["compute"], saved["autocast"], specs_in(inputs)
+    )
 
 
 def not_exported(folder: Path, missing: list[str]) -> InputError:

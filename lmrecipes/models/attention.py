@@ -254,10 +254,10 @@ def choose(model: Model, layout: LayoutName | Literal["auto"], module: nn.Module
     return Choice("packed" if packs else "grouped", native, products)
 
 
-def arrangement(recipe: Recipe, choice: Choice) -> Arrangement:
-    """How the recipe's micro-batches are cut. Flash attention's one row has no end; flex attention's rows are always as
-    wide as the longest text may be, because every new width is compiled."""
-    longest = recipe.longest_text
+def arrangement(recipe: Recipe, choice: Choice, longest: int) -> Arrangement:
+    """How the recipe's micro-batches are cut, whose longest example takes `longest` positions. Flash attention's one
+    row has no end; flex attention's rows are always as wide as the longest example, because every new width is
+    compiled."""
     width = None if choice.native == FLASH else longest
     least = longest if choice.products == "flex_attention" else Arrangement.least
     return Arrangement(choice.layout, recipe.batch.length_buckets, width, least)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lmrecipes.data.arrays import CHUNK
+from lmrecipes.models.distillation import Soft, soft_loss_sum
 from lmrecipes.recipe import TOKEN_KINDS, TaskKind, TaskLoss
 
 
@@ -133,8 +134,15 @@ class Head(nn.Module):
         out: Tensor = self.linear(pooled)
         return out.float()
 
-    def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Sum of the loss over all supervised elements, in the task's own units, fp32 []."""
+    def loss_sum(self, outputs: Tensor, targets: Tensor, soft: Soft | None = None) -> Tensor:
+        """Sum of the loss over all supervised elements, in the task's own units, fp32 []. soft: what a teacher says of
+        the rows, whose part in the loss is its weight."""
+        of_labels = self._labels_loss_sum(outputs, targets)
+        if soft is None:
+            return of_labels
+        return (1 - soft.weight) * of_labels + soft.weight * soft_loss_sum(self.spec, outputs, soft)
+
+    def _labels_loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.spec.kind == "regression":
             errors = outputs[:, 0] - (targets - self.spec.mean) / self.spec.std
             return errors.square().sum() * self.spec.std**2

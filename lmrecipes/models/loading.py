@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from lmrecipes.models.attention import choose, own_attention, register
 from lmrecipes.models.mlp import random_trunk
 from lmrecipes.models.trunk import Trunk
 from lmrecipes.problems import InputError, Problem, did_you_mean, listing
-from lmrecipes.recipe import Model
+from lmrecipes.recipe import Modality, Model
 
 DROPOUTS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "attention_dropout",
@@ -81,12 +82,19 @@ def accelerate(trunk: Trunk, model: Model, device: torch.device) -> str:
     return ", ".join(said)
 
 
-def require_positions(model: nn.Module, longest: int, first_position: int) -> None:
-    """Raise InputError where texts may be longer than the model was made for; it would fail, or read nonsense."""
+def require_positions(model: nn.Module, longest: int, first_position: int, modalities: Sequence[Modality] = ()) -> None:
+    """Raise InputError where examples may be longer than the model was made for; it would fail, or read nonsense.
+
+    longest: tokens of the longest text, or positions of the longest example with what it holds of these modalities.
+    """
     places = getattr(model.config, "max_position_embeddings", None)
-    if places is not None and longest > places - first_position:
-        what = f"{longest} tokens, but the model knows {places - first_position} positions"
-        fix = f"set it (and each tasks.X.max_length) to {places - first_position} or less, or use another model"
+    if places is not None and longest > (known := places - first_position):
+        what = f"{longest} tokens, but the model knows {known} positions"
+        fix = f"set it (and each tasks.X.max_length) to {known} or less, or use another model"
+        if modalities:
+            beside = " and ".join(modalities)
+            what = f"an example's text, {beside} may take {longest} positions together, but the model knows {known}"
+            fix = f"make it (and each tasks.X.max_length) less, or what is read of {beside}, or use another model"
         raise InputError(Problem("model.max_length", what, fix, "max-length"))
 
 

@@ -21,7 +21,7 @@ from lmrecipes.data.batches import Texts
 from lmrecipes.data.permutation import hash_key
 from lmrecipes.files import write_json
 from lmrecipes.models.attention import Choice
-from lmrecipes.models.trunk import Trunk
+from lmrecipes.models.trunk import Inserted, Trunk
 from lmrecipes.recipe import Mlp
 
 KIND = "lmrecipes_mlp"
@@ -88,8 +88,9 @@ class MlpTrunk(Trunk):
     def _use(self, attention: str) -> None:
         """There is none."""
 
-    def forward(self, texts: Texts) -> Tensor:
-        """One vector for each row: [rows, hidden]. The one token that stands for no row is read as a row of zeros."""
+    def forward(self, texts: Texts, inserted: Inserted = ()) -> Tensor:
+        """One vector for each row: [rows, hidden]. The one token that stands for no row is read as a row of zeros.
+        Nothing is ever inserted."""
         assert isinstance(texts, list)
         rows = torch.cat([bucket.input_ids.expand(-1, self.exactly) for bucket in texts])
         hidden: Tensor = self.model(rows)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -11,19 +12,23 @@ from lmrecipes.data.batches import MicroBatch, TaskRows, Texts
 from lmrecipes.models.heads import Head, HeadSpec
 from lmrecipes.models.language import LanguageHead
 from lmrecipes.models.trunk import Trunk
+from lmrecipes.recipe_inputs import Modality
 
 Wanted = Literal["losses", "predictions", "vectors"]
 
 
 class MultiTaskModel(nn.Module):
-    """Trunk and heads. Every call runs the trunk and every head, in one fixed order: ranks that hold
-    different tasks in the same micro-batch stay in step under DDP and ZeRO 1-3 without searching unused parameters.
+    """Front ends, trunk and heads. Every call on a micro-batch runs them all, in one fixed order: ranks that hold
+    different tasks and modalities in the same micro-batch stay in step under DDP and ZeRO 1-3 without searching unused
+    parameters.
 
-    `language`: the trunk's own language-model head, shared by all tasks with a loss per token; None where there is no
-    such task. `heads`: one for each other task.
+    `inputs`: a front end for each modality beside text. `language`: the trunk's own language-model head, shared by all
+    tasks with a loss per token; None where there is no such task. `heads`: one for each other task.
     """
 
-    def __init__(self, trunk: Trunk, specs: dict[str, HeadSpec]) -> None:
+    def __init__(
+        self, trunk: Trunk, specs: dict[str, HeadSpec], inputs: Mapping[Modality, nn.Module] | None = None
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         self.tasks = list(specs)
@@ -31,25 +36,38 @@ class MultiTaskModel(nn.Module):
         self.language = LanguageHead(trunk.whole) if self.token_tasks else None
         own = {name: Head(trunk.hidden_size, spec) for name, spec in specs.items() if not spec.of_tokens}
         self.heads = nn.ModuleDict(own)
+        self.inputs = nn.ModuleDict({str(name): module for name, module in (inputs or {}).items()})
 
     def forward(self, batch: MicroBatch | Texts, wanted: Wanted = "losses") -> Any:
-        """A micro-batch -> `losses` or `predictions`; bare texts -> the trunk's `vectors` [texts, hidden]. One entry:
-        DDP's and ZeRO's hooks hang on it."""
+        """A micro-batch -> `losses`, `predictions` or the trunk's `vectors` [texts, hidden]; bare texts -> `vectors`.
+        One entry: DDP's and ZeRO's hooks hang on it."""
         if not isinstance(batch, MicroBatch):
             return self.trunk.pool(batch, self.trunk(batch))
+        if wanted == "vectors":
+            return self.trunk.pool(batch.texts, self._hidden(batch))
         return self.losses(batch) if wanted == "losses" else self.predictions(batch)
+
+    def _hidden(self, batch: MicroBatch) -> Tensor:
+        """What the trunk gives for each position, [positions, hidden]."""
+        inserted = []
+        for name, front_end in self.inputs.items():
+            media = batch.media.get(name)  # type: ignore[call-overload]
+            if media is not None:  # tasks that are predicted alone may know fewer modalities
+                inserted.append((media.places, front_end(media)))
+        hidden: Tensor = self.trunk(batch.texts, inserted)
+        return hidden
 
     def losses(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """The micro-batch's part of the step's loss (fp32 [], to be summed over micro-batches and ranks, not averaged),
         and each task's loss sum in its own units (fp32 [tasks], detached)."""
-        hidden = self.trunk(batch.texts)
+        hidden = self._hidden(batch)
         total, sums = hidden.new_zeros((), dtype=torch.float32), {}
         if self.heads:
             pooled = self.trunk.pool(batch.texts, hidden)
             for name, head in self.heads.items():
                 assert isinstance(head, Head)
                 task = batch.tasks[name]
-                loss = head.loss_sum(head(pooled[task.rows]), task.targets)
+                loss = head.loss_sum(head(pooled[task.rows]), task.targets, task.soft)
                 total = total + loss * task.scale
                 sums[name] = loss.detach()
         if self.language is not None:
@@ -66,7 +84,7 @@ class MultiTaskModel(nn.Module):
         """Predictions of the heads whose tasks are in the batch, of each task's own rows, fp32: [k] or [k, outputs]; of
         a task with a loss per token [k, 2], each one's negative log-likelihood in nats and 1 where it is the likeliest.
         """
-        hidden, out = self.trunk(batch.texts), {}
+        hidden, out = self._hidden(batch), {}
         if any(name in batch.tasks for name in self.heads):
             pooled = self.trunk.pool(batch.texts, hidden)
             for name, head in self.heads.items():

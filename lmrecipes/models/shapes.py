@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lmrecipes.assets import resolve_model
+from lmrecipes.data.inputs import Spec, longest_example
+from lmrecipes.models.encoders import dummy
+from lmrecipes.models.front_ends import front_ends
+from lmrecipes.models.inputs import input_specs, modalities_of
 from lmrecipes.models.loading import load_trunk
 from lmrecipes.models.trunk import Trunk
 from lmrecipes.planning.shapes import Activation, Attention, Norm, Product, Shapes, head_products
 from lmrecipes.planning.shapes import perceptron as perceptron_of
-from lmrecipes.recipe import Model, Recipe
+from lmrecipes.recipe import Modality, Model, Recipe
 
 ROWS, TIME = 2, 8
 """Of the texts that the model reads on the meta device."""
@@ -37,10 +41,16 @@ def shapes_of(recipe: Recipe, outputs: dict[str, int] | None = None) -> Shapes:
     shapes = traced(trunk, recipe.model)
     own = head_products(shapes.width, heads, stream=True)
     trained = sum(product.weight + product.outputs for product in own)
+    specs = input_specs(recipe.model, modalities_of(recipe))
+    inputs = inputs_on_meta(recipe, trunk)
+    of_inputs = [weight for front_end in inputs.values() for weight in front_end.parameters()]
+    read = [product for name, part in inputs.items() for product in _input_products(name, part, specs[name])]
     return replace(
         shapes,
-        products=(*shapes.products, *own),
-        trained=shapes.trained + trained,
+        products=(*shapes.products, *read, *own),
+        trained=shapes.trained + trained + sum(weight.numel() for weight in of_inputs if weight.requires_grad),
+        frozen=shapes.frozen + sum(weight.numel() for weight in of_inputs if not weight.requires_grad),
+        longest=longest_example(recipe, specs) if specs else 0,
         averaged=bool(heads) and recipe.model.pooling == "mean",
         checkpointed=recipe.model.activation_checkpointing,
         language=_language(trunk) if language else None,
@@ -100,6 +110,31 @@ def on_meta(model: Model, language: bool) -> Trunk:
         if words and not config:
             trunk.whole.resize_token_embeddings(words, mean_resizing=False)
     return trunk
+
+
+def inputs_on_meta(recipe: Recipe, trunk: Trunk) -> dict[Modality, nn.Module]:
+    """The recipe's front ends without numbers. Raises InputError for an encoder that cannot be one."""
+    specs = input_specs(recipe.model, modalities_of(recipe))
+    with torch.device("meta"):
+        return front_ends(recipe.model, specs, trunk, 0)
+
+
+def _input_products(modality: Modality, front_end: nn.Module, spec: Spec) -> Iterator[Product]:
+    """What a front end multiplies for one image, or for the longest clip."""
+    seen: list[_Call] = []
+    with _watched(front_end, seen), torch.device("meta"):
+        front_end.eval()(dummy(spec))
+    norms = {id(call.output.grad_fn) for call in seen if _is_norm(call.module)}
+    for call in seen:
+        if not isinstance(call.module, nn.Linear | nn.Conv1d | nn.Conv2d):
+            continue
+        weight, name = call.module.weight, f"inputs.{modality}.{call.name}"
+        outputs, inputs = weight.shape[0], weight[0].numel()
+        stream = id(call.input.grad_fn) in norms or call.input.grad_fn is None
+        yield Product(
+            name, inputs, outputs, name, stream, call.module.bias is not None, "text", weight.requires_grad,
+            call.input.requires_grad, call.output.numel() // outputs,
+        )  # fmt: skip
 
 
 @contextmanager

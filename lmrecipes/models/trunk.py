@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +13,12 @@ from torch import Tensor, nn
 
 from lmrecipes.data.batches import Bucket, Packed, Texts
 from lmrecipes.models.attention import KERNEL, Block, Blocks, Choice
+
+Inserted = Sequence[tuple[Tensor, Tensor]]
+"""Vectors [k, hidden] that no token is looked up for, after where they belong: the first so many places, int64, among
+the flattened positions. Without places they take part all the same, with a gradient of 0."""
+WORDS_LOOKED_AT = 256
+"""Rows of the embedding table, evenly spread, that tell how large its vectors are."""
 
 
 class Trunk(nn.Module):
@@ -75,18 +81,17 @@ class Trunk(nn.Module):
         if config is not None and config._attn_implementation != attention:
             self.model.set_attn_implementation(attention)  # type: ignore[operator]
 
-    def forward(self, texts: Texts) -> Tensor:
+    def forward(self, texts: Texts, inserted: Inserted = ()) -> Tensor:
         """One vector for each position of the micro-batch, padding included: [positions, hidden].
 
         Tokens are looked up once for all buckets: the gradient of the embedding table is as large as the table, and
         would otherwise be filled and added up once a bucket.
         """
         if isinstance(texts, Packed):
-            return self._packed(texts)
+            return self._packed(texts, inserted)
         if self.choice.attention == KERNEL:
-            return self._grouped(texts)
-        table: nn.Module = self.model.get_input_embeddings()  # type: ignore[operator]
-        flat = table(torch.cat([bucket.input_ids.flatten() for bucket in texts]))
+            return self._grouped(texts, inserted)
+        flat = self._embedded(torch.cat([bucket.input_ids.flatten() for bucket in texts]), inserted)
         parts = flat.split([bucket.input_ids.numel() for bucket in texts])
         hidden = []
         for bucket, part in zip(texts, parts, strict=True):
@@ -106,6 +111,23 @@ class Trunk(nn.Module):
             ]
         )
 
+    def _embedded(self, ids: Tensor, inserted: Inserted) -> Tensor:
+        """Looked-up tokens [positions, hidden], and at their places what was inserted."""
+        table: nn.Module = self.model.get_input_embeddings()  # type: ignore[operator]
+        flat: Tensor = table(ids)
+        for places, vectors in inserted:
+            flat = flat.index_copy(0, places, vectors[: len(places)].to(flat.dtype))
+        return flat
+
+    def embedding_scale(self) -> float:
+        """Root mean square of the numbers that looked-up tokens have."""
+        table: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+        if table.weight.is_meta:
+            return 1.0
+        with torch.no_grad(), _gathered(table.weight):
+            words = torch.linspace(0, table.num_embeddings - 1, WORDS_LOOKED_AT, device=table.weight.device).long()
+            return float(table(words).float().square().mean().sqrt())
+
     def _read(self, inputs: Tensor, types: Tensor | None, **options: Any) -> Tensor:
         """Looked-up tokens [rows, time, hidden] through the model."""
         if self.reads_types and types is not None:
@@ -113,14 +135,14 @@ class Trunk(nn.Module):
         hidden: Tensor = self.model(inputs_embeds=inputs, **options).last_hidden_state
         return hidden
 
-    def _flat(self, ids: Tensor, types: Tensor | None, positions: Tensor, **options: Any) -> Tensor:
+    def _flat(self, ids: Tensor, types: Tensor | None, positions: Tensor, inserted: Inserted, **options: Any) -> Tensor:
         """Tokens [tokens] that lie end to end in one pass: [tokens, hidden]. positions start at 0 with each text."""
-        table: nn.Module = self.model.get_input_embeddings()  # type: ignore[operator]
         places = positions[None] + self.first_position
         types = types if types is None else types[None]
-        return self._read(table(ids[None]), types, attention_mask=None, position_ids=places, **options)[0]
+        looked_up = self._embedded(ids, inserted)[None]
+        return self._read(looked_up, types, attention_mask=None, position_ids=places, **options)[0]
 
-    def _grouped(self, buckets: list[Bucket]) -> Tensor:
+    def _grouped(self, buckets: list[Bucket], inserted: Inserted) -> Tensor:
         """All buckets in one pass."""
         shapes = [bucket.input_ids.shape for bucket in buckets]
         ids = torch.cat([bucket.input_ids.flatten() for bucket in buckets])
@@ -130,9 +152,9 @@ class Trunk(nn.Module):
             parts = [b.types if b.types is not None else torch.zeros_like(b.input_ids) for b in buckets]
             types = torch.cat([part.flatten() for part in parts])
         blocks = [Block(shape[0], shape[1], bucket.mask) for shape, bucket in zip(shapes, buckets, strict=True)]
-        return self._flat(ids, types, places, blocks=Blocks(blocks, self.choice.products))
+        return self._flat(ids, types, places, inserted=inserted, blocks=Blocks(blocks, self.choice.products))
 
-    def _packed(self, texts: Packed) -> Tensor:
+    def _packed(self, texts: Packed, inserted: Inserted) -> Tensor:
         """Rows of several texts."""
         rows, width = texts.documents.shape
         if self.choice.attention == KERNEL:
@@ -142,7 +164,7 @@ class Trunk(nn.Module):
             apart = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
             apart |= {"max_length_q": texts.longest, "max_length_k": texts.longest}
         types = texts.types if texts.types is None else texts.types.flatten()
-        return self._flat(texts.input_ids.flatten(), types, texts.positions.flatten(), **apart)
+        return self._flat(texts.input_ids.flatten(), types, texts.positions.flatten(), inserted=inserted, **apart)
 
     def _pool_packed(self, texts: Packed, hidden: Tensor) -> Tensor:
         """[positions, hidden] of rows of several texts -> [texts, hidden]."""
@@ -170,12 +192,18 @@ class Trunk(nn.Module):
 
 def _whole(weight: nn.Parameter) -> Tensor:
     """A copy of a parameter, gathered where ZeRO-3 loaded it partitioned."""
-    if not hasattr(weight, "ds_id"):
+    with _gathered(weight):
         return weight.detach().clone()
+
+
+def _gathered(weight: nn.Parameter) -> AbstractContextManager[object]:
+    """Within: a parameter is whole, also where ZeRO-3 loaded it partitioned."""
+    if not hasattr(weight, "ds_id"):
+        return nullcontext()
     from deepspeed.runtime.zero import GatheredParameters
 
-    with GatheredParameters([weight]):
-        return weight.detach().clone()
+    within: AbstractContextManager[object] = GatheredParameters([weight])
+    return within
 
 
 def reads_types(model: nn.Module) -> bool:

@@ -72,7 +72,7 @@ def compare(recipe: Recipe, shapes: Shapes, hardware: Hardware, zero: Stage | No
 
     length: tokens of a text; None: the most that a text may have. The lengths of the data are not looked at.
     """
-    run = _run(recipe, hardware, length)
+    run = _run(recipe, hardware, length, max(recipe.longest_text, shapes.longest))
     compared = dict(COMPARED)
     if not any(_same(recipe.precision, other) for other in compared.values()):
         compared["this recipe's"] = recipe.precision
@@ -85,15 +85,15 @@ def compare(recipe: Recipe, shapes: Shapes, hardware: Hardware, zero: Stage | No
     return Plan(tuple(rows), run, hardware, zero, kinds(shapes))
 
 
-def _run(recipe: Recipe, hardware: Hardware, length: int | None) -> Run:
+def _run(recipe: Recipe, hardware: Hardware, length: int | None, longest: int) -> Run:
     """A GPU's attention keeps no scores; a CPU's short texts lie in rows of the longest, whose tokens all meet."""
     batch = plan_batch(recipe.batch.examples, recipe.batch.micro_examples, hardware.processes)
-    longest = recipe.longest_text
     time = 1 if recipe.model.mlp.hidden else length or longest  # a perceptron reads a row at once
     fused = hardware.device == "cuda" or recipe.model.attention == "sdpa" or longest > SHORT_TEXT
     packed = recipe.batch.layout in ("auto", "packed") and not fused and not recipe.model.mlp.hidden
     size = Size(batch.micro_examples, time, max(time, longest) if packed else time)
-    return Run(size, recipe.optimizer, hardware.processes, batch.accumulation, fused)
+    averaged = recipe.averaging.ema_decay > 0
+    return Run(size, recipe.optimizer, hardware.processes, batch.accumulation, fused, averaged)
 
 
 def _same(one: Precision, other: Precision) -> bool:

@@ -97,6 +97,15 @@ def check_layers(recipe: Recipe) -> list[Problem]:
     return layer_problems(recipe)
 
 
+def check_teacher(recipe: Recipe) -> list[Problem]:
+    """What keeps the recipe's teacher, if it has one, from teaching its tasks."""
+    if recipe.distillation.teacher is None:
+        return []
+    from lmrecipes.training.distillation import teacher_problems
+
+    return teacher_problems(recipe)
+
+
 def check_mixture(recipe: Recipe, rows: Mapping[str, int]) -> list[Problem]:
     """What is wrong with the mixture, or surprising, over tasks of so many training rows.
 

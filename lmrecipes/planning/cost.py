@@ -25,13 +25,14 @@ CLIPPING = 3
 @dataclass(frozen=True)
 class Run:
     """How the step is computed. ranks: of data parallelism; accumulation: micro-batches of a rank and step; fused:
-    attention that keeps no scores."""
+    attention that keeps no scores; averaged: weights are averaged over training."""
 
     size: Size
     optimizer: Optimizer
     ranks: int = 1
     accumulation: int = 1
     fused: bool = False
+    averaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def cost(numbers: Numbers, run: Run) -> Cost:
         tuple(_flops(numbers, run)),
         tuple(_moved(numbers, run)),
         tuple(_network(numbers, run)),
-        tuple(held(numbers, run.optimizer, run.ranks, run.size, run.fused)),
+        tuple(held(numbers, run.optimizer, run.ranks, run.size, run.fused, run.averaged)),
     )
 
 

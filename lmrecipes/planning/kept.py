@@ -34,7 +34,7 @@ class Size:
 
     def rows(self, product: Product) -> int:
         """Rows of a product's operand."""
-        return self.texts if product.per == "text" else self.tokens
+        return self.texts * product.each if product.per == "text" else self.tokens
 
 
 @dataclass(frozen=True)
@@ -173,10 +173,20 @@ def _cast(numbers: Numbers) -> list[Product]:
     return [product for product in numbers.shapes.products if numbers.rounds(product) and product.into]
 
 
-def held(numbers: Numbers, optimizer: Optimizer, ranks: int, size: Size, fused: bool) -> list[Term]:
-    """Every term of what one rank holds."""
+def average_term(numbers: Numbers, ranks: int) -> Term:
+    """The average of the weights over training, where there is one: fp32, beside what the optimizer updates."""
+    trained, parts = numbers.shapes.trained, ranks if numbers.zero else 1
+    formula = f"4 B x {trained:,}" + (f" / {parts}" if parts > 1 else "")
+    return Term("average", "average over training", 4 * trained / parts, formula)
+
+
+def held(
+    numbers: Numbers, optimizer: Optimizer, ranks: int, size: Size, fused: bool, averaged: bool = False
+) -> list[Term]:
+    """Every term of what one rank holds. averaged: the run keeps an average of its weights."""
     return [
         *parameter_terms(numbers, optimizer, ranks),
+        *([average_term(numbers, ranks)] if averaged else []),
         *activation_terms(numbers, size, fused),
         *logits_terms(numbers, size),
     ]
@@ -184,4 +194,5 @@ def held(numbers: Numbers, optimizer: Optimizer, ranks: int, size: Size, fused: 
 
 def kinds(shapes: Shapes) -> tuple[str, ...]:
     """Kinds of the terms of `held`, in the order of a table."""
-    return ("weights", "masters", "gradients", "optimizer", "activations", *(("logits",) if shapes.language else ()))
+    logits = ("logits",) if shapes.language else ()
+    return ("weights", "masters", "gradients", "optimizer", "average", "activations", *logits)

@@ -16,7 +16,8 @@ class Product:
 
     reads: products that name the same tensor read the same one. stream: that tensor comes from a norm or from the
     residual stream, and so is in fp32 under autocast; else from another product. per: whether rows are tokens or texts.
-    trained: the weight. into: whether a gradient flows on into the input.
+    trained: the weight. into: whether a gradient flows on into the input. each: rows of a text, of a product per text:
+    more than one of a front end, which is counted as if every example had an image and a clip.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Product:
     per: Literal["token", "text"] = "token"
     trained: bool = True
     into: bool = True
+    each: int = 1
 
     @property
     def weight(self) -> int:
@@ -72,7 +74,9 @@ class Shapes:
     """The model. tables: looked up, not multiplied, as (name, numbers). language: the product with the vocabulary, by a
     weight of its own or that of a table. trained, frozen: all numbers of the model, each once. dropouts: widths of the
     tensors that go through dropout outside attention. rotary: width of the angles that all layers turn queries and keys
-    by. averaged: heads read the mean of a text's tokens. width: of the residual stream."""
+    by. averaged: heads read the mean of a text's tokens. width: of the residual stream. longest: positions of the
+    longest example, where some hold more than a text. Of front ends only the products are known, no norms and no
+    attention."""
 
     width: int
     trained: int
@@ -87,6 +91,7 @@ class Shapes:
     averaged: bool = False
     language: Product | None = None
     checkpointed: bool = False
+    longest: int = 0
 
     @property
     def layers(self) -> int:

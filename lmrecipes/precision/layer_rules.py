@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lmrecipes.models.heads import HeadSpec
 from lmrecipes.models.multitask import MultiTaskModel
-from lmrecipes.models.shapes import on_meta
+from lmrecipes.models.shapes import inputs_on_meta, on_meta
 from lmrecipes.precision.layers import problems_of
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe import Recipe
@@ -18,6 +18,6 @@ def layer_problems(recipe: Recipe) -> list[Problem]:
     specs = {name: HeadSpec(task.kind, ("",), (0.0,), 1.0) for name, task in recipe.tasks.items()}
     try:
         trunk = on_meta(recipe.model, language=any(task.of_tokens for task in recipe.tasks.values()))
-        return problems_of(MultiTaskModel(trunk, specs), recipe.precision)
+        return problems_of(MultiTaskModel(trunk, specs, inputs_on_meta(recipe, trunk)), recipe.precision)
     except InputError as error:
         return error.problems

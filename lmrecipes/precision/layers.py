@@ -63,6 +63,8 @@ def canonical(model: nn.Module) -> dict[str, nn.Module]:
     """
     paths = dict(model.named_modules())
     unnamed = {"", "trunk", "trunk.model", "language.output"}
+    if not list(paths.get("inputs", nn.Module()).children()):
+        unnamed.add("inputs")  # the model reads texts only
     return {path.removeprefix("trunk.model."): module for path, module in paths.items() if path not in unnamed}
 
 

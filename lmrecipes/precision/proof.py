@@ -26,7 +26,7 @@ NAMES = {
     torch.float8_e5m2: "fp8_e5m2",
 }
 LATER = "from the first step on"
-CLASSES = ("weights", "masters", "gradients", "optimizer")
+CLASSES = ("weights", "masters", "gradients", "optimizer", "average")
 """Rows of what occupies memory."""
 NAMED = 3
 """Names of parameters in a message."""
@@ -38,6 +38,7 @@ FIELDS = {
     "reduction": "precision.reduction",
     "optimizer": "precision.master_weights",
     "updates": "optimizer",
+    "average": "averaging.ema_decay",
 }
 """What is looked at, and the field that declares it. gradients: as they are summed over micro-batches. reduction: over
 ranks. updates: those made before the first step."""
@@ -69,6 +70,9 @@ def inspect(engine: Engine, after_step: bool) -> list[Row]:
     if found := holdings.reduction(engine):
         rows.append(Row("reduction", precision.reduced, _said(found), 0, f"{engine.world_size} ranks"))
     rows += _states(engine, kept)
+    if engine.average is not None:
+        sizes = holdings.by_dtype(engine.average.values)
+        rows.append(Row("average", "fp32", _said(sizes), sum(sizes.values()), "the weights over training"))
     if engine.fresh:
         rows.append(Row("updates", "0", str(holdings.updates(engine)), 0, "made at the start"))
     if after_step:

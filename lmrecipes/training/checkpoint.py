@@ -7,6 +7,7 @@ to), syncs and renames. The newest folder whose manifest verifies is the one to 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -26,8 +27,8 @@ class RunState:
 
     step: optimizer steps done, which is also the cursor of the data. skips_in_a_row: how many of the last ones were
     skipped. examples, tokens, supervised (tokens with loss): seen so far by task. steering: of `Steering`, the plan so
-    far and what the next decisions depend on. precision: of `Control`, likewise. Both empty in checkpoints of before
-    there was one.
+    far and what the next decisions depend on. precision: of `Control`, likewise. cosines: of `Cosines`, its sums. All
+    empty in checkpoints of before there was one.
     """
 
     step: int = 0
@@ -40,6 +41,7 @@ class RunState:
     trackers: dict[str, Any] = field(default_factory=dict)
     steering: dict[str, Any] = field(default_factory=dict)
     precision: dict[str, Any] = field(default_factory=dict)
+    cosines: dict[str, Any] = field(default_factory=dict)
 
 
 def fits_to(engine: Engine) -> dict[str, Any]:
@@ -96,7 +98,12 @@ def left_behind(engine: Engine, folder: Path, before: RunState | None, keep: int
 
 def find_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint whose files match its manifest, or None."""
-    return next((found for found in _folders(folder) if _verifies(found)), None)
+    return next(iter(complete_checkpoints(folder, 1)), None)
+
+
+def complete_checkpoints(folder: Path, most: int) -> list[Path]:
+    """The newest checkpoints whose files match their manifests, newest first."""
+    return list(itertools.islice(filter(_verifies, _folders(folder)), most))
 
 
 def load_checkpoint(engine: Engine, checkpoint: Path) -> RunState:

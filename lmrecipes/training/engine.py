@@ -39,6 +39,7 @@ from lmrecipes.training.accelerator import (
     start_accelerator,
     zero_stage_of,
 )
+from lmrecipes.training.averaging import WeightAverage
 from lmrecipes.training.optimizers import make_optimizer, offloads_optimizer, parameter_groups
 from lmrecipes.training.processes import Ranks
 from lmrecipes.training.reduction import reduce_in, total_norm
@@ -61,7 +62,7 @@ class Engine(Ranks):
         """Join the process group. `deepspeed`: a complete DeepSpeed configuration, or None for plain torch or DDP.
 
         layers, told: the modules of a run by layer, and the formats that they were told. gradients: as seen before
-        the first update. fresh: no update yet, in this process or before.
+        the first update. fresh: no update yet, in this process or before. average: see `averaging`.
         """
         prepare_environment()
         self.recipe = recipe
@@ -78,6 +79,7 @@ class Engine(Ranks):
         self.scale = LossScale.of(recipe.precision) if deepspeed is None else None
         self.fresh = True
         self.gradients: holdings.Gradients | None = None
+        self.average: WeightAverage | None = None
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() != self.world_size:
             raise RuntimeError(
                 f"Accelerate believes in {self.world_size} process(es), torch.distributed in "
@@ -150,7 +152,8 @@ class Engine(Ranks):
         elif self.world_size > 1:
             reduce_in(self.model, HALF.get(precision.reduced, torch.float32))
         self.model.train()  # `from_pretrained` returns a model in evaluation mode, without dropout
-        self.factors = [group["factor"] for group in groups]
+        self.owners = [group["owner"] for group in groups]
+        self.average = WeightAverage.of(self)
 
     def use_formats(self, formats: Mapping[str, LayerFormat]) -> None:
         """From now on modules compute in these formats (of a run by layer; between two steps, alike on every rank)."""
@@ -177,16 +180,20 @@ class Engine(Ranks):
             (loss * factor).backward()
         return sums
 
-    def apply(self, lr: float) -> StepResult:
-        """Clip, update and clear the gradients; where they are not finite, only clear them. `lr`: the trunk's learning
-        rate."""
-        for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
-            group["lr"] = lr * factor
+    def apply(self, rates: Mapping[str, float]) -> StepResult:
+        """Clip, update and clear the gradients; where they are not finite, only clear them. `rates`: learning rate of
+        every part of the model, see `schedule.rates`."""
+        for group, owner in zip(self.optimizer.param_groups, self.owners, strict=True):
+            group["lr"] = rates[owner]
         if self.gradients is None:
             self.gradients = holdings.gradients(self)
         self.fresh = False
-        if self.zero_stage:
-            return self._apply_partitioned()
+        result = self._apply_partitioned() if self.zero_stage else self._apply_whole()
+        if self.average is not None and result.applied:
+            self.average.update()
+        return result
+
+    def _apply_whole(self) -> StepResult:
         parameters = [p for p in self.module.parameters() if p.grad is not None]
         scale = self.scale.value if self.scale else None
         if scale is not None:
@@ -210,6 +217,10 @@ class Engine(Ranks):
         self.model.step()
         return StepResult(float(self.model.get_global_grad_norm()), self.model.was_step_applied(), scale)
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within: the model is the average over training, where the recipe keeps one. Every rank must enter."""
+        return self.average.in_place() if self.average is not None else nullcontext()
+
     def clear_gradients(self) -> None:
         """Drop what was accumulated since the last update."""
         if self.deepspeed is None:
@@ -223,10 +234,11 @@ class Engine(Ranks):
             out: dict[str, Tensor] = self.model(batch.to(self.device), "predictions")
         return out
 
-    def vectors(self, texts: Texts) -> Tensor:
+    def vectors(self, batch: MicroBatch | Texts) -> Tensor:
         """The trunk's vectors [texts, hidden]. Every rank must call it equally often."""
+        here = batch.to(self.device) if isinstance(batch, MicroBatch) else texts_to(batch, self.device)
         with self._resting(), self._called():
-            out: Tensor = self.model(texts_to(texts, self.device), "vectors")
+            out: Tensor = self.model(here, "vectors")
         return out
 
     def outputs(self, ids: list[int]) -> Tensor:
@@ -320,10 +332,14 @@ class Engine(Ranks):
                 "scale": self.scale.state_dict() if self.scale is not None else None,
             }
             torch.save(state, folder / "engine.pt")
+        if self.average is not None:
+            self.average.save(folder)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
         self.fresh = False
+        if self.average is not None:
+            self.average.load(folder)
         if self.deepspeed is not None:
             self.model.load_checkpoint(str(folder), tag="engine", load_module_strict=not self._frozen)
             return
@@ -339,7 +355,7 @@ class Engine(Ranks):
         """Give up the model and what Accelerate keeps for the process: another engine can start in its place."""
         from accelerate.state import AcceleratorState
 
-        self.model = self.optimizer = self.layers = None
+        self.model = self.optimizer = self.layers = self.average = None
         self.accelerator.free_memory()
         AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from lmrecipes.data.encoded import EncodedSplit, EncodedTask
 from lmrecipes.data.layout import Arrangement
 from lmrecipes.metrics import mean_loss, task_metrics
 from lmrecipes.models.heads import HeadSpec
+from lmrecipes.problems import InputError, Problem
+from lmrecipes.recipe import Task
 
 Predict = Callable[[MicroBatch], dict[str, Tensor]]
 Gather = Callable[[Any], list[Any]]
@@ -23,11 +26,37 @@ Scores = dict[str, dict[str, Any]]
 """By task: kind, headline, rows, loss, metrics."""
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """Rows of one task's split, ascending, int64 [n]; of: how many the split has, as whoever chose them reads it."""
+
+    rows: NDArray[np.int64]
+    of: int
+
+
+Most = int | Mapping[str, Chosen] | None
+"""How many rows of a split, at most, or which of each task. None: all."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model says of rows of one task, beside what is true.
+
+    rows: their numbers in the split, ascending, int64 [n]. values: what `Head.predictions` gives, fp32 [n] or
+    [n, outputs]; of tokens fp64 [n, 2], for each text the sum of its tokens' negative log-likelihoods and how many were
+    predicted right. targets: as encoded, [n] or [n, labels]; of tokens int64 [n, 2], predicted tokens and their bytes.
+    """
+
+    rows: NDArray[np.int64]
+    values: NDArray[Any]
+    targets: NDArray[Any]
+
+
 def evaluate_tasks(
     tasks: dict[str, EncodedTask],
     specs: dict[str, HeadSpec],
     split: str,
-    most: int | None,
+    most: Most,
     micro_examples: int,
     predict: Predict,
     rank: int = 0,
@@ -36,6 +65,23 @@ def evaluate_tasks(
     moved: Moved = lambda done, total: None,
 ) -> Scores:
     """Metrics of each task on (at most `most` rows of) a split, on every rank."""
+    found = task_outputs(tasks, specs, split, most, micro_examples, predict, rank, world_size, gather, moved)
+    return score_outputs({name: task.task for name, task in tasks.items()}, specs, found)
+
+
+def task_outputs(
+    tasks: dict[str, EncodedTask],
+    specs: dict[str, HeadSpec],
+    split: str,
+    most: Most,
+    micro_examples: int,
+    predict: Predict,
+    rank: int = 0,
+    world_size: int = 1,
+    gather: Gather = lambda value: [value],
+    moved: Moved = lambda done, total: None,
+) -> dict[str, Outputs]:
+    """What the model says of (at most `most` rows of) a split of each task, on every rank."""
     work = [(name, rows) for name, task in tasks.items() for rows in _batches(task, split, most, micro_examples)]
     turns = -(-len(work) // world_size)
     found: dict[str, list[tuple[NDArray[np.int64], NDArray[Any]]]] = {name: [] for name in tasks}
@@ -53,7 +99,33 @@ def evaluate_tasks(
                 values = _by_text(values, tasks[name].splits[split].supervised_of(rows))
             found[name].append((rows, values))
         moved(turn + 1, turns)
-    return _score(tasks, specs, split, gather(found))
+    by_rank = gather(found)
+    return {
+        name: _in_order(task.splits[split], specs[name], [part for of_rank in by_rank for part in of_rank[name]])
+        for name, task in tasks.items()
+    }
+
+
+def score_outputs(tasks: Mapping[str, Task], specs: Mapping[str, HeadSpec], outputs: Mapping[str, Outputs]) -> Scores:
+    """Metrics of what a model said of each task."""
+    return {
+        name: {
+            "kind": task.kind,
+            "headline": task.metric_names[0],
+            "rows": len(outputs[name].rows),
+            "loss": mean_loss(specs[name], outputs[name].values, outputs[name].targets),
+            "metrics": task_metrics(task.metric_names, specs[name], outputs[name].values, outputs[name].targets),
+        }
+        for name, task in tasks.items()
+    }
+
+
+def _in_order(split: EncodedSplit, spec: HeadSpec, parts: list[tuple[NDArray[np.int64], NDArray[Any]]]) -> Outputs:
+    """The parts of all ranks, sorted by row."""
+    rows = np.concatenate([part[0] for part in parts])
+    order = np.argsort(rows)
+    rows, values = rows[order], np.concatenate([part[1] for part in parts])[order]
+    return Outputs(rows, values, _targets(split, spec, rows))
 
 
 def _by_text(tokens: NDArray[Any], counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -77,30 +149,17 @@ def evaluation_metrics(scores: Scores) -> dict[str, float]:
     }
 
 
-def _batches(task: EncodedTask, split: str, most: int | None, micro_examples: int) -> list[NDArray[np.int64]]:
-    """Rows of a split in batches of similar length, longest first."""
+def _batches(task: EncodedTask, split: str, most: Most, micro_examples: int) -> list[NDArray[np.int64]]:
+    """Rows of a split in batches of similar length, longest first. Raises InputError where those that are asked for are
+    numbered in another split than this."""
     encoded = task.splits[split]
-    rows = encoded.sample(most, "evaluation")
+    if isinstance(most, Mapping):
+        rows, of = most[task.name].rows, most[task.name].of
+        if of != len(encoded):
+            what = f"the model reads {len(encoded):,} rows of {split}, where there are {of:,}"
+            fix = "use data of which both leave out the same bad rows"
+            raise InputError(Problem(f"tasks.{task.name}.source", what, fix, "rows-differ"))
+    else:
+        rows = encoded.sample(most, "evaluation")
     rows = rows[np.argsort(-encoded.lengths_of(rows), kind="stable")]
     return [rows[i : i + micro_examples] for i in range(0, len(rows), micro_examples)]
-
-
-def _score(
-    tasks: dict[str, EncodedTask], specs: dict[str, HeadSpec], split: str, by_rank: list[dict[str, list[Any]]]
-) -> Scores:
-    scores: Scores = {}
-    for name, task in tasks.items():
-        parts = [part for found in by_rank for part in found[name]]
-        rows = np.concatenate([part[0] for part in parts])
-        predictions = np.concatenate([part[1] for part in parts])
-        order = np.argsort(rows)
-        predictions, targets = predictions[order], _targets(task.splits[split], specs[name], rows[order])
-        names = task.task.metric_names
-        scores[name] = {
-            "kind": task.task.kind,
-            "headline": names[0],
-            "rows": len(rows),
-            "loss": mean_loss(specs[name], predictions, targets),
-            "metrics": task_metrics(names, specs[name], predictions, targets),
-        }
-    return scores

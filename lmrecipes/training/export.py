@@ -4,6 +4,7 @@ model/  config.json model*.safetensors     `AutoModelForCausalLM.from_pretrained
         generation_config.json             else `AutoModel`; adapters are merged into it
         tokenizer files                    `AutoTokenizer.from_pretrained("model")`
         heads.json heads.safetensors       tasks and labels, pooling; one linear head for each task that has its own
+        inputs.safetensors image/ audio/   front ends, where tasks read images or audio (`models/input_files.py`)
         adapter/                           `PeftModel.from_pretrained(base, "model/adapter")` where there are adapters
 
 A multi-layer perceptron (`model.mlp`) is no model of `transformers`: its config.json and model.safetensors are read by
@@ -22,39 +23,47 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lmrecipes.assets import hub_name, resolve_model
+from lmrecipes.data.inputs import Specs
 from lmrecipes.data.tokenizer import load_tokenizer
 from lmrecipes.files import write_json
+from lmrecipes.inference.exported import load_exported
 from lmrecipes.models.acceleration import use_liger
 from lmrecipes.models.heads import HeadSpec
+from lmrecipes.models.input_files import input_facts, save_inputs
 from lmrecipes.models.saving import load_adapted, load_whole, merged_weights, save_adapter, save_whole, turn_end
 from lmrecipes.models.trunk import Trunk
 from lmrecipes.problems import InputError, RunFailed
 from lmrecipes.recipe import Recipe
 from lmrecipes.run_folder import replace_folder
 from lmrecipes.training.engine import Engine
+from lmrecipes.training.mixed_examples import MixedOutputs
 from lmrecipes.training.verification import TOLERANCE, TOLERANCE_ELSEWHERE, deviation, require, text_of
 
-HEADS = "heads."
+HEADS, INPUTS = "heads.", "inputs."
 ADAPTER = "adapter"
 ANYWHERE = "sdpa"
 """Attention that computes on every device and in every dtype."""
 
 
 def export_model(
-    engine: Engine, recipe: Recipe, specs: dict[str, HeadSpec], tokenizer: str | None, folder: Path
-) -> None:
+    engine: Engine, recipe: Recipe, specs: dict[str, HeadSpec], tokenizer: str | None, folder: Path,
+    inputs: Specs | None = None,
+) -> None:  # fmt: skip
     """Write the live model's fp32 weights; every rank takes part. The folder is complete and verified, or as before.
 
-    tokenizer: the one that the run was trained with, if any, as `load_tokenizer` takes it. Raises RunFailed, on every
-    rank, where the model cannot be written or where what was written is not the live model.
+    tokenizer: the one that the run was trained with, if any, as `load_tokenizer` takes it. inputs: what it reads beside
+    texts. Raises RunFailed, on every rank, where the model cannot be written or where what was written is not the live
+    model.
     """
     trunk: Trunk = engine.module.trunk
-    names, whole, heads = engine.module.saved_names(), {}, {}
+    names, whole, heads, front_ends = engine.module.saved_names(), {}, {}, {}
     for name, tensor in engine.full_parameters(trained_only=trunk.adapted is not None):
         if not engine.is_main:
             continue
         if name.startswith(HEADS):
             heads[name.removeprefix(HEADS)] = tensor
+        elif name.startswith(INPUTS):
+            front_ends[name.removeprefix(INPUTS)] = tensor
         else:
             whole[names[name]] = tensor
     ids = text_of(trunk.whole.config.get_text_config().vocab_size, recipe.longest_text, trunk.exactly)
@@ -62,10 +71,12 @@ def export_model(
     with engine.uniformly():  # what is saved knows nothing of formats by layer
         with torch.compiler.set_stance("force_eager"):  # nor is it compiled
             live = engine.outputs(ids)
+            mixed = MixedOutputs.of(engine, inputs, recipe) if inputs else None
         if engine.is_main:
             try:
                 with engine.loading_whole():
-                    _Export(engine, recipe, specs, tokenizer, trunk).write(whole, heads, ids, live, folder)
+                    export = _Export(engine, recipe, specs, tokenizer, trunk, mixed)
+                    export.write(whole, heads, front_ends, ids, live, folder)
             except (InputError, OSError, RuntimeError, ValueError, RunFailed) as error:
                 failure = f"the model was not exported: {error}"
     failure = engine.broadcast(failure)
@@ -82,10 +93,12 @@ class _Export:
     specs: dict[str, HeadSpec]
     tokenizer: str | None
     trunk: Trunk
+    mixed: MixedOutputs | None
 
     def write(
-        self, whole: dict[str, Tensor], heads: dict[str, Tensor], ids: list[int], live: Tensor, folder: Path
-    ) -> None:
+        self, whole: dict[str, Tensor], heads: dict[str, Tensor], front_ends: dict[str, Tensor], ids: list[int],
+        live: Tensor, folder: Path,
+    ) -> None:  # fmt: skip
         """Write, verify, then publish. whole: the trained weights by their names in the model."""
         partial = folder.with_name(f"{folder.name}.tmp")
         shutil.rmtree(partial, ignore_errors=True)
@@ -105,7 +118,11 @@ class _Export:
             whole.clear()
             if heads:
                 save_file({name: tensor.contiguous() for name, tensor in heads.items()}, partial / "heads.safetensors")
-            write_json(partial / "heads.json", {**self.facts(), "verified": self.verify(partial, ids, live)})
+            if front_ends:
+                save_inputs(self.recipe.model, self.engine.module.inputs, front_ends, partial)
+            facts = self.facts()
+            write_json(partial / "heads.json", facts)
+            write_json(partial / "heads.json", {**facts, "verified": self.verify(partial, ids, live)})
             replace_folder(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -140,7 +157,9 @@ class _Export:
             "compute": self.recipe.precision.compute,
             "autocast": not self.engine.holds_half,
             "weights": "fp32",
+            **({"average_of_updates": average.updates} if (average := self.engine.average) is not None else {}),
             "tasks": {name: spec.as_dict() for name, spec in self.specs.items()},
+            **({"inputs": input_facts(self.recipe.model, self.mixed.specs)} if self.mixed is not None else {}),
         }
 
     def verify(self, partial: Path, ids: list[int], live: Tensor) -> dict[str, Any]:
@@ -168,6 +187,13 @@ class _Export:
         self.accelerate(model, at_home)
         found["model"] = deviation(own.outputs(model, ids), live)
         require("the saved model", found["model"], most)
+        if self.mixed is not None:
+            del model
+            own = replace(self.engine.arithmetic, device=place)
+            alike = at_home and self.trunk.adapted is None  # merging rounds in 16 bits
+            of_inputs = (TOLERANCE if alike else TOLERANCE_ELSEWHERE)[dtype]
+            found["inputs"] = self.mixed.deviation(load_exported(partial).model, own)
+            require("the saved model with its front ends", found["inputs"], of_inputs)
         return {"tokens": len(ids), "deviation": found, "tolerance": most}
 
     def accelerate(self, model: Any, at_home: bool) -> None:

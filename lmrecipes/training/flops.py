@@ -13,6 +13,7 @@ from lmrecipes.models.multitask import MultiTaskModel
 
 def training_flops_per_token(model: MultiTaskModel) -> float:
     """2 forward and 4 backward per weight of a product (arXiv 2001.08361, 2.1); 2 backward where the weight is frozen.
+    Of every position alike: what front ends multiply for those of images and clips is not counted.
 
     Embedding tables are looked up, not multiplied, but for one that is a language-model head too. A trunk that reads
     texts as a whole multiplies its weights once a text.

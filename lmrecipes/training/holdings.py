@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmrecipes.training import zero
 from lmrecipes.training.reduction import reduced_in
@@ -33,8 +33,14 @@ def masters(engine: Engine) -> list[Tensor]:
     if engine.zero_stage:
         return zero.master_weights(engine.model, engine.zero_stage)
     own = {id(parameter) for parameter in engine.module.parameters()}
-    updated = [parameter for group in _optimizer(engine).param_groups for parameter in group["params"]]
-    return [parameter for parameter in updated if id(parameter) not in own]
+    return [parameter for parameter in updated(engine) if id(parameter) not in own]
+
+
+def updated(engine: Engine) -> list[Tensor]:
+    """What the optimizer updates on this rank: masters, or the weights themselves; in the same order at every call."""
+    if engine.zero_stage:
+        return zero.master_weights(engine.model, engine.zero_stage)
+    return [parameter for group in _optimizer(engine).param_groups for parameter in group["params"]]
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,16 @@ def gradients(engine: Engine) -> Gradients:
     own = [p.grad for p in engine.module.parameters() if p.grad is not None]
     sums = zero.gradient_sums(engine.model, engine.zero_stage) if engine.zero_stage else own
     return Gradients(frozenset(g.dtype for g in sums), sum(by_dtype([*own, *sums]).values()))
+
+
+def gradient_of(engine: Engine, parameter: nn.Parameter) -> Tensor:
+    """All of a weight's summed gradient, without the loss scale, fp32: between a step's last backward pass and its
+    update. Every rank must ask for it."""
+    found = zero.whole_gradient(parameter) if engine.zero_stage else parameter.grad
+    if found is None:
+        return torch.zeros(parameter.numel(), device=engine.device)
+    scale = engine.scale.value if engine.scale else zero.loss_scale(engine.model) if engine.zero_stage else None
+    return found.detach().float() / scale if scale else found.detach().float()
 
 
 def reduction(engine: Engine) -> set[torch.dtype]:

@@ -17,15 +17,19 @@ import torch
 
 from lmrecipes.adaptive.plan import PlanFile
 from lmrecipes.adaptive.steering import Steering, replayed_plan
+from lmrecipes.data.augment import changes_of
 from lmrecipes.data.batches import Batcher
 from lmrecipes.data.encode import encode_tasks
 from lmrecipes.data.facts import mixture_of
+from lmrecipes.data.inputs import longest_example
 from lmrecipes.data.permutation import hash_key
 from lmrecipes.data.stream import Step, TrainingStream
 from lmrecipes.data.tokenizer import tokenizer_of
 from lmrecipes.files import write_json
 from lmrecipes.mixture_text import announce
 from lmrecipes.models.attention import arrangement
+from lmrecipes.models.front_ends import front_ends
+from lmrecipes.models.inputs import input_specs, modalities_of
 from lmrecipes.models.loading import accelerate, load_trunk, require_positions
 from lmrecipes.models.multitask import MultiTaskModel
 from lmrecipes.precision import proof
@@ -46,7 +50,9 @@ from lmrecipes.tracking.progress import TrainingBar, evaluation_bar
 from lmrecipes.tracking.record import MetricsFile
 from lmrecipes.tracking.trackers import Trackers
 from lmrecipes.training.checkpoint import RunState, find_checkpoint, left_behind, load_checkpoint, save_checkpoint
+from lmrecipes.training.cosines import Cosines
 from lmrecipes.training.costs import Costs
+from lmrecipes.training.distillation import soft_targets
 from lmrecipes.training.engine import Engine
 from lmrecipes.training.evaluation import evaluation_metrics
 from lmrecipes.training.export import export_model
@@ -55,7 +61,7 @@ from lmrecipes.training.formats_over_time import FormatsOverTime
 from lmrecipes.training.losses import head_specs, loss_scales, loss_units, weighted
 from lmrecipes.training.probe import probe
 from lmrecipes.training.review import Review, before_training
-from lmrecipes.training.schedule import learning_rate
+from lmrecipes.training.schedule import rate_metrics, rates
 from lmrecipes.training.skips import NotFinite, Outcome, Skips
 
 log = logging.getLogger(__name__)
@@ -88,33 +94,38 @@ class Training:
         self.launcher = launcher()  # before Accelerate writes marks of its own into the environment
         replayed = replayed_plan(recipe)
         self.tasks = encode_tasks(recipe)
-        mixture = mixture_of(recipe, self.tasks)
+        self.inputs = input_specs(recipe.model, modalities_of(recipe))
+        self.specs = head_specs(self.tasks)
+        units = loss_units(recipe, self.specs)
+        self.steering = Steering(recipe, mixture_of(recipe, self.tasks), units, replayed)
+        soft = soft_targets(recipe, self.tasks, self.specs, self.steering.mixture)
         with redirect_stdout(io.StringIO()):  # DeepSpeed prints of every operator that it loads
             self.engine = Engine(recipe, start.deepspeed)
         own = self.engine.together(lambda: _folder(recipe, start) if self.engine.is_main else None)
         self.run: RunFolder = self.engine.broadcast(own)
-        self.specs = head_specs(self.tasks)
-        units = loss_units(recipe, self.specs)
-        self.steering = Steering(recipe, mixture, units, replayed)
-        batcher = Batcher({name: task.train for name, task in self.tasks.items()}, self.specs)
+        changes, longest = changes_of(recipe.tasks, self.inputs, recipe.seed), longest_example(recipe, self.inputs)
+        splits = {name: task.train for name, task in self.tasks.items()}
+        batcher = Batcher(splits, self.specs, soft, self.inputs, changes)
         language, half = any(spec.of_tokens for spec in self.specs.values()), recipe.precision.half
         self.tokenizer = tokenizer_of(recipe)
         trunk = load_trunk(recipe.model, recipe.seed, recipe.batch.layout, half, language, self.tokenizer)
-        require_positions(trunk.model, recipe.longest_text, trunk.first_position)
-        self.choice, cut = trunk.choice, arrangement(recipe, trunk.choice)
+        require_positions(trunk.model, longest, trunk.first_position, tuple(self.inputs))
+        self.choice, cut = trunk.choice, arrangement(recipe, trunk.choice, longest)
         self.stream = TrainingStream(
             batcher, loss_scales(recipe, self.specs), self.steering.mixture, self.engine.plan, cut, self.engine.rank,
             recipe.loader,
         )  # fmt: skip
         self.kernels = accelerate(trunk, recipe.model, self.engine.device)
-        model = MultiTaskModel(trunk, self.specs)
+        with self.engine.loading_whole():  # not every encoder can be loaded partitioned
+            model = MultiTaskModel(trunk, self.specs, front_ends(recipe.model, self.inputs, trunk, recipe.seed))
         flops_per_token, self.parameters = training_flops_per_token(model), parameters_of(model)
         with redirect_stdout(io.StringIO()):
             self.engine.prepare(model)
-        probe(self.engine, cut, recipe.longest_text, recipe.seed)
+        probe(self.engine, cut, longest, recipe.seed, self.inputs)
         self.draws_dropout = recipe.model.dropout != 0 or (recipe.model.lora.rank > 0 and recipe.model.lora.dropout > 0)
         self.skips = Skips(self.engine, recipe.precision.skips)
         self.formats = FormatsOverTime(self.engine, recipe)
+        self.cosines = Cosines(recipe, self.engine, self.stream)
         nothing = [dict.fromkeys(self.tasks, 0) for _ in range(3)]
         self.state = RunState(examples=nothing[0], tokens=nothing[1], supervised=nothing[2])
         if start.resume:
@@ -145,6 +156,7 @@ class Training:
                 self.review.before_training(engine, self.run, self.trackers)
             with TrainingBar(recipe.schedule.steps, self.state.step, list(self.tasks), show=engine.is_main) as bar:
                 self._steps(record, bar)
+            self.cosines.say(self.state.seconds)
             if self.until < recipe.schedule.steps:
                 self._save()
                 return {}
@@ -155,10 +167,10 @@ class Training:
         settings, path, step = self.recipe.model_dump(mode="json"), self.run.path, self.state.step
         self.trackers = Trackers.start(self.recipe.tracking, path, settings, path.name, self.state.trackers or None)
         files.callback(self.trackers.finish)
-        files.callback(self.review.close)
-        files.callback(self.formats.close)
-        self.review.open(self.run, step)
-        self.formats.open(self.run, step)
+        parts: tuple[Review | FormatsOverTime | Cosines, ...] = (self.review, self.formats, self.cosines)
+        for part in parts:
+            files.callback(part.close)
+            part.open(self.run, step)
         if self.steering.writes:
             self.plan_file = PlanFile(self.run.plan, self.steering.plan)
             files.callback(self.plan_file.close)
@@ -174,6 +186,7 @@ class Training:
             metrics, outcome = self.one_step(step)
             seconds = time.perf_counter() - began
             self.state.seconds += seconds
+            seconds -= metrics.get("time/cosines", 0.0)  # the speed is that of training
             metrics |= self.costs.of(step, self.state, self.steering, seconds, waited)
             number = self.state.step
             try:
@@ -210,13 +223,14 @@ class Training:
         sums = torch.zeros(len(self.tasks) + 1, dtype=torch.float64, device=self.engine.device)
         factors = self.steering.factors(self.state.step + 1)
         micro_batches = [weighted(micro, factors) for micro in step.micro_batches] if factors else step.micro_batches
+        measured = self.cosines.before_step(self.state.step + 1, factors)
         self.formats.before_step(self.state.step + 1, after_skip=self.state.skips_in_a_row > 0)
         for i, micro in enumerate(micro_batches):
             self._draw(self.state.step, i)
             sums[:-1] += self.engine.micro_step(micro, last=i == len(micro_batches) - 1)
         sums[-1] = self.signal
-        rate = learning_rate(self.recipe.schedule, self.recipe.optimizer.lr, self.state.step)
-        result = self.engine.apply(rate)
+        now = rates(self.recipe, self.state.step)
+        result = self.engine.apply(now)
         totals = self.engine.sum_over_ranks(sums).tolist()
         self.skips.count(self.state, result.applied, self._current)
         self.state.step += 1
@@ -229,8 +243,9 @@ class Training:
                 metrics[f"loss/{name}"] = total / step.elements[name]
                 metrics["loss"] += step.factors[name] * metrics[f"loss/{name}"]
         self._steer({name: metrics[f"loss/{name}"] for name in self.tasks if step.elements[name]}, step)
-        metrics |= {"lr": rate, "grad_norm": result.grad_norm, "skipped_steps": self.state.skipped_steps}
-        metrics |= self.formats.after_step(self.state.step)
+        metrics |= rate_metrics(self.recipe, now)
+        metrics |= {"grad_norm": result.grad_norm, "skipped_steps": self.state.skipped_steps}
+        metrics |= self.formats.after_step(self.state.step) | measured
         metrics |= {f"loss_factor/{name}": factor for name, factor in (factors or {}).items()}
         if result.loss_scale is not None:
             metrics["loss_scale"] = result.loss_scale
@@ -252,7 +267,8 @@ class Training:
 
     def _finish(self) -> dict[str, Any]:
         try:
-            export_model(self.engine, self.recipe, self.specs, self.tokenizer, self.run.model)
+            with self.engine.averaged():
+                export_model(self.engine, self.recipe, self.specs, self.tokenizer, self.run.model, self.inputs)
         except RunFailed as failure:
             raise RunFailed(f"{failure}. Its training state is kept: {self._save()}") from None
         with evaluation_bar(show=self.engine.is_main) as moved:
@@ -300,6 +316,7 @@ class Training:
             self.state.trackers = self.trackers.state()
         self.state.steering = self.steering.state() if self.steering.writes else {}
         self.state.precision = self.formats.state()
+        self.state.cosines = self.cosines.state()
         return self.state
 
     def _save(self) -> Path:
@@ -319,6 +336,7 @@ class Training:
         self.state = load_checkpoint(self.engine, found)
         self.steering.restore(self.state.steering)
         self.formats.restore(self.state.precision, self.state.step)
+        self.cosines.restore(self.state.cosines)
         self.stream.mixture = self.steering.mixture
 
     def _prove(self, after_step: bool) -> list[proof.Row]:

@@ -8,24 +8,27 @@ import torch
 from torch import nn
 
 from lmrecipes.precision.optimizers import SGD, AdamW, RMSprop
-from lmrecipes.recipe import Recipe
+from lmrecipes.recipe import Rates, Recipe
+from lmrecipes.training.schedule import owner_of, owners
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Optimizer groups: the trunk and each head, matrices with weight decay, vectors without.
+    """Optimizer groups: parts of the model that learn at different rates, matrices with weight decay, vectors without.
 
-    `factor`: learning rate of the group over the trunk's.
+    `owner`: the part, one of `schedule.owners`; the first of those whose rates are always the same.
     """
-    kinds: dict[tuple[float, float], list[nn.Parameter]] = {}
+    parts = owners(recipe)
+    first: dict[tuple[float, Rates], str] = {}
+    kinds: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        task = recipe.tasks.get(name.split(".")[1]) if name.startswith("heads.") else None
-        factor = task.learning_rate_factor if task is not None else 1.0
+        owner = owner_of(name)
+        owner = first.setdefault(parts[owner], owner)
         shape = getattr(parameter, "ds_shape", parameter.shape)  # under ZeRO-3 a parameter may already be partitioned
         decay = recipe.optimizer.weight_decay if len(shape) > 1 else 0.0
-        kinds.setdefault((factor, decay), []).append(parameter)
-    return [{"params": ps, "weight_decay": decay, "factor": factor} for (factor, decay), ps in kinds.items()]
+        kinds.setdefault((owner, decay), []).append(parameter)
+    return [{"params": ps, "weight_decay": decay, "owner": owner} for (owner, decay), ps in kinds.items()]
 
 
 def offloads_optimizer(deepspeed: dict[str, Any] | None) -> bool:

@@ -16,22 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmrecipes.data.batches import Batcher, MicroBatch, TaskRows
+from lmrecipes.data.inputs import Specs
 from lmrecipes.data.layout import Arrangement
 from lmrecipes.data.permutation import hash_key, hash_uniform
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.training.engine import Engine
+from lmrecipes.training.probe_media import media_problem
+from lmrecipes.training.reading import LEAK, judge
 
 LENGTHS = (19, 17, 12, 11, 7, 4, 3)
 """Tokens of the texts: alike in pairs, so that rectangles hold neighbours and padding."""
 READ_ALONE = (0, 1, 3, 6)
 """The texts that are also read alone."""
-LEAK = 0.01
-"""Largest move of a text, as a share of how far the changed text itself moved."""
-APART = {torch.float32: 1e-3, torch.float16: 0.01, torch.bfloat16: 0.05}
-"""Largest distance between a text among others and alone, as a share of the distance between two texts, by the dtype of
-the products; on top of it four units of the dtype's resolution (measured on MiniLM in bf16: 0.007 in all)."""
-
-
 NATS_APART = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
 """Largest distance between two computations of a token's loss, by the dtype of the products; on top of it two units of
 the dtype's resolution at the largest logit (GPT-2's are around 100)."""
@@ -44,14 +40,16 @@ class _Split:
     types: None = None
 
 
-def probe(engine: Engine, arrangement: Arrangement, longest: int, seed: int) -> None:
+def probe(engine: Engine, arrangement: Arrangement, longest: int, seed: int, inputs: Specs | None = None) -> None:
     """Raise InputError on every rank where the run could not be right. Every rank must call it.
 
-    longest: tokens of the longest text that the run may hold. A run by layer is probed in the arithmetic of its
-    weights: rounding to fp8 is no leak, and would hide one.
+    longest: positions of the longest example that the run may hold; inputs: what it reads beside texts. A run by layer
+    is probed in the arithmetic of its weights: rounding to fp8 is no leak, and would hide one.
     """
     with engine.uniformly():
         probe_layout(engine, arrangement, longest, seed)
+        if inputs:
+            _raise_first(engine, media_problem(engine, arrangement, longest, seed, inputs))
         if engine.module.language is not None:
             probe_language(engine, arrangement, longest, seed)
 
@@ -142,23 +140,3 @@ def _words(engine: Engine, lengths: NDArray[np.int64], seed: int) -> tuple[NDArr
     draws = hash_uniform(hash_key(seed, "probe"), np.arange(lengths.sum()))
     tokens = (draws * vocabulary).astype(np.int32)
     return tokens, (tokens + vocabulary // 2) % vocabulary
-
-
-def judge(among: Tensor, alone: Tensor, moved: Tensor, dtype: torch.dtype, layout: str) -> Problem | None:
-    """among, alone: the vectors of some texts among others and alone, fp32 [texts, hidden]; moved: how far each text's
-    vector went when the first was changed."""
-    fix = "set batch.layout: buckets, or padded; or model.attention: sdpa"
-    if not all(bool(torch.isfinite(numbers).all()) for numbers in (among, alone, moved)):
-        what = f"the layout {layout} gives numbers that are not finite"
-        return Problem("batch.layout", what, fix, "layout-finite")
-    leak = float(moved[1:].max() / moved[0])
-    if not leak < LEAK:
-        what = f"in the layout {layout} a changed text moves its neighbours by {leak:.1%} of its own move"
-        return Problem("batch.layout", what, fix, "layout-leak")
-    between = float((alone - alone.roll(1, 0)).norm(dim=1).mean())
-    limit = APART[dtype] * between + 4 * torch.finfo(dtype).eps * float(alone.norm(dim=1).max())
-    far = float((among - alone).norm(dim=1).max())
-    if not far < limit:
-        what = f"in the layout {layout} a text is read {far / between:.1%} of the way to another text from itself alone"
-        return Problem("batch.layout", what, fix, "layout-alone")
-    return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from lmrecipes.data.encoded import EncodedTask
@@ -16,7 +17,7 @@ from lmrecipes.tracking.progress import evaluation_bar
 from lmrecipes.tracking.samples import SamplesFile
 from lmrecipes.tracking.trackers import Trackers
 from lmrecipes.training.engine import Engine
-from lmrecipes.training.evaluation import Moved, Scores, evaluate_tasks
+from lmrecipes.training.evaluation import Moved, Outputs, Scores, score_outputs, task_outputs
 from lmrecipes.training.sampling import Samples
 
 log = logging.getLogger(__name__)
@@ -53,17 +54,27 @@ class Review:
 
     def scores(self, engine: Engine, split: str, moved: Moved = lambda done, total: None) -> Scores:
         """Metrics of every task on a split, the same on every rank."""
+        return self.scores_of(self.outputs(engine, split, moved))
+
+    def scores_of(self, outputs: Mapping[str, Outputs]) -> Scores:
+        """Metrics of what `outputs` gave."""
+        return score_outputs({name: task.task for name, task in self.tasks.items()}, self.specs, outputs)
+
+    def outputs(self, engine: Engine, split: str, moved: Moved = lambda done, total: None) -> dict[str, Outputs]:
+        """What the model says of every task's rows of a split, the same on every rank."""
         evaluation = self.recipe.evaluation
-        return evaluate_tasks(
-            self.tasks, self.specs, split, evaluation.examples, evaluation.micro_examples, engine.predict,
-            engine.rank, engine.world_size, engine.gather, moved,
-        )  # fmt: skip
+        with engine.averaged():
+            return task_outputs(
+                self.tasks, self.specs, split, evaluation.examples, evaluation.micro_examples, engine.predict,
+                engine.rank, engine.world_size, engine.gather, moved,
+            )  # fmt: skip
 
     def sample(self, engine: Engine, step: int, trackers: Trackers | None) -> None:
         """Let the model continue the recipe's samples, and record what it says."""
         if not self._samples:
             return
-        drawn = self._samples.draw(engine, step)
+        with engine.averaged():
+            drawn = self._samples.draw(engine, step)
         if self._file is not None:
             self._file.write(drawn)
         if trackers is not None:

@@ -58,6 +58,21 @@ def master_weights(engine: Any, stage: int) -> list[Tensor]:
     return list(optimizer.fp32_partitioned_groups_flat if stage == 3 else optimizer.single_partition_of_fp32_groups)
 
 
+def follow_masters(engine: Any, stage: int) -> None:
+    """Make the weights that compute those of the masters, which somebody else than the optimizer has changed, as an
+    update does at its end. From stage 1 on; every rank must call it."""
+    optimizer = engine.optimizer
+    if stage < 3:
+        optimizer.update_lp_params()
+        return
+    optimizer._partition_all_parameters()
+    for group in range(len(optimizer.fp16_groups)):
+        optimizer._reassign_or_swap_out_partitioned_parameters(group)
+    if optimizer.persistent_parameters:
+        optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+    optimizer.invalidate_secondary_tensor()
+
+
 def gradient_sums(engine: Any, stage: int) -> list[Tensor]:
     """The buffers in which a step's gradients are summed on this rank, from stage 1 on: between the last backward pass
     and the update. DeepSpeed empties what `.grad` of the parameters holds after every backward pass."""
@@ -87,6 +102,15 @@ def whole(parameter: nn.Parameter, stage: int) -> Tensor:
         return full
     with GatheredParameters([parameter]) if stage == 3 else nullcontext():
         return parameter.detach().clone()
+
+
+def whole_gradient(parameter: nn.Parameter) -> Tensor | None:
+    """All of a weight's gradient as it was summed, from stage 1 on: after the last backward pass of a step; every rank
+    must ask for it."""
+    from deepspeed.utils import safe_get_full_grad
+
+    found: Tensor | None = safe_get_full_grad(parameter)
+    return found
 
 
 def match_partitioned(model: nn.Module) -> None:

@@ -160,7 +160,7 @@ class Pooled(torch.nn.Module):
         super().__init__()
         self.factor = torch.nn.Parameter(torch.ones(6))
 
-    def forward(self, buckets: list[Bucket]) -> torch.Tensor:
+    def forward(self, buckets: list[Bucket], inserted: Any = ()) -> torch.Tensor:
         return torch.cat([bucket.input_ids.reshape(-1, 1) * self.factor for bucket in buckets])
 
     def pool(self, buckets: list[Bucket], hidden: torch.Tensor) -> torch.Tensor:

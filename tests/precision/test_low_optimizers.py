@@ -302,11 +302,11 @@ def test_a_recipes_optimizer_takes_its_settings(name: str, pure: bool) -> None:
         "name": "a", "tasks": {"t": task}, "seed": 9, "precision": precision,
         "optimizer": {"name": name, "lr": 0.01, "betas": [0.8, 0.97], "eps": 1e-5},
     })  # fmt: skip
-    groups = [{"params": parameters(), "weight_decay": 0.25, "factor": 2.0}]
+    groups = [{"params": parameters(), "weight_decay": 0.25, "owner": "trunk"}]
     made = make_optimizer(groups, recipe, torch.device("cpu"), offload=False)
     assert isinstance(made, LowPrecision) == pure and type(made).__name__.lower() == name
     group = made.param_groups[0]
-    assert (group["lr"], group["weight_decay"], group["factor"]) == (0.01, 0.25, 2.0)
+    assert (group["lr"], group["weight_decay"], group["owner"]) == (0.01, 0.25, "trunk")
     wanted = {"adamw": ("betas", (0.8, 0.97)), "rmsprop": ("alpha", 0.97), "sgd": ("momentum", 0.8)}[name]
     assert group[wanted[0]] == wanted[1] and (name == "sgd" or group["eps"] == 1e-5)
     if pure:

@@ -33,7 +33,7 @@ def test_every_row_that_does_not_agree_is_named() -> None:
 
 def test_bytes_by_class_add_up() -> None:
     held = bytes_by_class(GOOD)
-    assert held == {"weights": 2_000_000, "masters": 4_000_000, "gradients": 0, "optimizer": 8_000_000}
+    assert held == {"weights": 2_000_000, "masters": 4_000_000, "gradients": 0, "optimizer": 8_000_000, "average": 0}
     assert tuple(held) == CLASSES
 
 

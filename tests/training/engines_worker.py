@@ -40,7 +40,9 @@ def train(engine: Any, step: Any, poison: bool = False) -> dict[str, Any]:
     for i, batch in enumerate(step.micro_batches):
         bad = poison and i == 0 and engine.rank == engine.world_size - 1
         sums += engine.micro_step(poisoned(batch) if bad else batch, last=i == len(step.micro_batches) - 1)
-    result = engine.apply(0.01)
+    from lmrecipes.training.schedule import rates_beside
+
+    result = engine.apply(rates_beside(engine.recipe, 0.01))
     totals = engine.sum_over_ranks(sums).tolist()
     return {**asdict(result), "sums": totals, "digest": digest(engine)}
 

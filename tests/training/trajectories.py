@@ -17,19 +17,22 @@ from lmrecipes.recipe import Recipe
 
 WORKER = ROOT / "tests" / "training" / "trajectory_worker.py"
 ENGINES = ("plain", 0, 1, 2, 3)
+Engine = str | int
 Rows = list[dict[str, Any]]
 
 
 def train_cases(
-    run: Run, out: Path, world: int, engine: str | int, recipes: dict[str, dict[str, Any]], device: Device = "cpu"
-) -> dict[str, Rows]:
-    """Train each recipe for its steps, one after the other in the same processes; rows of each step by case."""
+    run: Run, out: Path, world: int, engine: Engine | dict[str, Engine], recipes: dict[str, dict[str, Any]],
+    device: Device = "cpu",
+) -> dict[str, Rows]:  # fmt: skip
+    """Train each recipe for its steps, one after the other in the same processes; rows of each step by case. engine:
+    one for all, or by case, with ZeRO 3 last (see made_runs)."""
     cases = {}
     for name, recipe in recipes.items():
-        zero: Any = engine
+        zero: Any = engine[name] if isinstance(engine, dict) else engine
         checked = Recipe.model_validate(recipe)
         word = pair_word(checked.precision)
-        pair = launch_pair(checked, zero, word, world, device) if engine != "plain" else None
+        pair = launch_pair(checked, zero, word, world, device) if zero != "plain" else None
         cases[name] = {"recipe": recipe, "deepspeed": pair.deepspeed if pair else None}
     out.mkdir(parents=True, exist_ok=True)
     order = out / "order.json"

@@ -23,7 +23,7 @@ from lmrecipes.run_folder import RunFolder
 from lmrecipes.training.checkpoint import find_checkpoint
 from lmrecipes.training.loop import Start, Training
 from lmrecipes.training.losses import weighted
-from lmrecipes.training.schedule import learning_rate
+from lmrecipes.training.schedule import learning_rate, rates_beside
 
 AFTER = 8
 """Steps that a recipe is trained for before it is audited: heads start at zero and send no gradient down until then."""
@@ -95,7 +95,7 @@ def _measured(
 def plain_step(training: Training, step: Step, number: int, rate: float) -> None:
     """A step of the recipe, at a learning rate of its own."""
     _forward_and_backward(training, step, number)
-    training.engine.apply(rate)
+    training.engine.apply(rates_beside(training.recipe, rate))
 
 
 def audited_step(training: Training, audit: Audit, step: Step, number: int) -> None:
@@ -104,7 +104,7 @@ def audited_step(training: Training, audit: Audit, step: Step, number: int) -> N
     with audit.watching(len(step.micro_batches)):
         _forward_and_backward(training, step, number)
     audit.gradients()
-    training.engine.apply(rate)
+    training.engine.apply(rates_beside(training.recipe, rate))
     audit.updates(training.recipe.optimizer.lr / rate)
 
 

@@ -49,7 +49,13 @@ def audit(reference: str, args: Sequence[str]) -> int:
     options, recipe = parse(file, AuditOptions, args, f"lmrecipes audit {reference}")
     budget = Budget.parse(options.budget)
     run = open_run(reference) if (Path(reference) / "recipe.yaml").is_file() else None
-    if problems := _option_problems(options):
+    problems = _option_problems(options)
+    if run is not None and (run.model / "combination.json").is_file():
+        fix = f"audit one of its members: {run.model / 'members' / '0'}"
+        problems.append(
+            Problem(str(run.path), "a combination of runs has no weights of its own", fix, "audit-combined")
+        )
+    if problems:
         raise InputError(problems)
     from lmrecipes.launching import quieten
     from lmrecipes.precision.audit.text import audit_bar, print_audit
