@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lmrecipes.run_folder import RunFolder
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -42,6 +44,14 @@ def tiny_gpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_gpt(folder / "model")
     make_gpt_data(folder / "data")
     return folder
+
+
+@pytest.fixture(scope="session")
+def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run with a regression, a classification and a multi_label task, see `tiny_run.py`."""
+    from tiny_run import make_run
+
+    return make_run(tiny, tmp_path_factory.mktemp("made") / "run")
 
 
 @pytest.fixture

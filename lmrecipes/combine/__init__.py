@@ -1,0 +1,1 @@
+"""Several finished runs made one: averaged and stacked predictions, averaged weights, distillation."""
