@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import io
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
+
+_AFTER_ARCHIVE = re.compile(r"(?<=\.tar\.gz)!|(?<=\.zip)!")
+"""Parts an inner archive from its member; a name may have other exclamation marks."""
 
 
 class BadArchiveError(Exception):
@@ -26,8 +30,8 @@ def extract(archive: Path, members: Sequence[tuple[str, str]], target: Path) -> 
     written: list[str] = []
     by_container: dict[str, list[tuple[str, str]]] = {}
     for source, name in members:
-        container, _, inside = source.rpartition("!")
-        by_container.setdefault(container, []).append((inside, name))
+        *outer, inside = _AFTER_ARCHIVE.split(source, maxsplit=1)
+        by_container.setdefault("".join(outer), []).append((inside, name))
     try:
         with archive.open("rb") as stream:
             for container, pairs in by_container.items():

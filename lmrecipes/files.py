@@ -53,6 +53,14 @@ def sync_tree(folder: Path) -> None:
         sync_folder(Path(path))
 
 
+def link_or_copy(source: str, target: str) -> None:
+    """A hard link, which takes no room; a copy where the file system has none. For `shutil.copytree`."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 @contextmanager
 def written_at_once(folder: Path) -> Iterator[Path]:
     """A folder to write in, which becomes `folder` if no error comes. The caller holds a lock of the folder's.

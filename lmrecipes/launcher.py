@@ -53,8 +53,11 @@ class TrainOptions:
     """Continue from the newest checkpoint of `--run-folder`, or of this recipe's newest unfinished run."""
     until: int | None = None
     """Stop with a checkpoint after this step; `--resume` goes on from there."""
+    each_task_alone: bool = False
+    """Afterwards train each task alone on as many examples, and show what it gains or loses among the others. With
+    --resume and --run-folder of a finished run: only that."""
     baselines: bool = False
-    """Afterwards train TF-IDF + linear (for tasks with labels) and the same model from scratch on the same data, and
+    """Afterwards train linear models (for tasks with labels) and the same model from scratch on the same data, and
     store their results."""
 
 
@@ -67,13 +70,15 @@ def train(reference: str, args: Sequence[str]) -> int:
     pair = _pair(options, recipe, hardware)
     config = options.deepspeed
     if config is not None:
-        found = preflight(recipe, load_file(config, "deepspeed"), None, hardware) + _layer_problems(recipe)
+        found = preflight(recipe, load_file(config, "deepspeed"), None, hardware) + _model_problems(recipe)
     else:
         found = start_problems(recipe, pair, hardware)
     problems = [problem for problem in found if problem.id not in DERIVED]
     if any(problem.severity == "error" for problem in problems):
         raise InputError(problems)
     show_problems(problems)
+    if options.each_task_alone and (done := _joint_before(options, recipe)) is not None:
+        return _alone(done, recipe, hardware, options)
     _prepare_data(recipe)
     run = _run_folder(options, recipe)
     if pair is not None:
@@ -84,7 +89,26 @@ def train(reference: str, args: Sequence[str]) -> int:
         shutil.rmtree(run.path)  # refused before it began; a folder of the user's own with other files stays
     if code == 0 and options.baselines and run.evaluation.is_file():
         _baselines(file, run, recipe, config, hardware.processes, flags)
+    if code == 0 and options.each_task_alone and run.evaluation.is_file():
+        return _alone(run, recipe, hardware, options)
     return code
+
+
+def _joint_before(options: TrainOptions, recipe: Recipe) -> RunFolder | None:
+    """The finished run that `--each-task-alone` is asked of; None where it is still to be trained. Raises InputError
+    where there is nothing to compare."""
+    from lmrecipes.studies.alone import check_alone, finished_before
+
+    others = {"--deepspeed": options.deepspeed, "--offload": options.offload, "--until": options.until}
+    check_alone(recipe, [name for name, value in others.items() if value])
+    run = RunFolder(options.run_folder) if options.resume and options.run_folder is not None else None
+    return run if run is not None and finished_before(run, recipe) else None
+
+
+def _alone(run: RunFolder, recipe: Recipe, hardware: Hardware, options: TrainOptions) -> int:
+    from lmrecipes.studies.alone import train_alone
+
+    return train_alone(run, recipe, hardware, options.zero)
 
 
 def start_ranks(file: RecipeFile, run: RunFolder, config: Path | None, processes: int, flags: Sequence[str]) -> int:
@@ -151,25 +175,38 @@ def _pair(options: TrainOptions, recipe: Recipe, hardware: Hardware) -> LaunchPa
 
 def start_problems(recipe: Recipe, pair: LaunchPair | None, hardware: Hardware) -> list[Problem]:
     """What is known to be wrong with a run under the pair, or on plain torch, before anything is prepared."""
-    return preflight_pair(recipe, pair, hardware) + _layer_problems(recipe)
+    return preflight_pair(recipe, pair, hardware) + _model_problems(recipe)
 
 
-def _layer_problems(recipe: Recipe) -> list[Problem]:
-    if not recipe.precision.by_layer:
-        return []
-    from lmrecipes.precision.layer_rules import layer_problems  # imports torch
+def _model_problems(recipe: Recipe) -> list[Problem]:
+    """What only the models themselves can tell: layers by format, and a teacher. Both import torch."""
+    problems: list[Problem] = []
+    if recipe.precision.by_layer:
+        from lmrecipes.precision.layer_rules import layer_problems
 
-    return layer_problems(recipe)
+        problems += layer_problems(recipe)
+    if recipe.distillation.teacher is not None:
+        from lmrecipes.training.distillation import teacher_problems
+
+        problems += teacher_problems(recipe)
+    return problems
 
 
 def _prepare_data(recipe: Recipe) -> None:
-    """Encode what is not encoded yet, before any rank exists. Raises InputError also where it cannot fill the run."""
+    """Encode what is not encoded yet, and ask a teacher what it has not been asked, before any rank exists. Raises
+    InputError also where the data cannot fill the run."""
     from lmrecipes.adaptive.steering import Steering, replayed_plan
     from lmrecipes.data.encode import encode_tasks
     from lmrecipes.data.facts import mixture_of
 
     replayed = replayed_plan(recipe)
-    Steering(recipe, mixture_of(recipe, encode_tasks(recipe)), {}, replayed)
+    tasks = encode_tasks(recipe)
+    mixture = Steering(recipe, mixture_of(recipe, tasks), {}, replayed).mixture
+    if recipe.distillation.teacher is not None:
+        from lmrecipes.training.distillation import soft_targets
+        from lmrecipes.training.losses import head_specs
+
+        soft_targets(recipe, tasks, head_specs(tasks), mixture)
 
 
 def _run_folder(options: TrainOptions, recipe: Recipe) -> RunFolder:
@@ -179,7 +216,8 @@ def _run_folder(options: TrainOptions, recipe: Recipe) -> RunFolder:
 
 
 _OWN_FLAGS = {"--processes": 1, "--zero": 1, "--offload": 0, "--no-offload": 0, "--deepspeed": 1, "--run-folder": 1,
-              "--resume": 0, "--no-resume": 0, "--baselines": 0, "--no-baselines": 0}  # fmt: skip
+              "--resume": 0, "--no-resume": 0, "--baselines": 0, "--no-baselines": 0,
+              "--each-task-alone": 0, "--no-each-task-alone": 0}  # fmt: skip
 
 
 def _forwarded(args: Sequence[str]) -> list[str]:

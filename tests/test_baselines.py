@@ -3,9 +3,22 @@
 import numpy as np
 import pytest
 
-from lmrecipes.baselines import tfidf_linear
+from lmrecipes.baselines import linear, media_features, text_features
+from lmrecipes.data.audio import AudioReader
+from lmrecipes.data.inputs import AudioSpec, ImageSpec
+from lmrecipes.data.media import MediaArrays
+from lmrecipes.data.media_rows import joined
+from lmrecipes.recipe import Recipe, TaskKind
+from lmrecipes.tracking.results import markdown_results
 
 WORDS = ["red", "green", "blue", "round"]
+
+
+def tfidf_linear(
+    kind: TaskKind, train: list[str], targets: np.ndarray, texts: list[str], classes: int, seed: int
+) -> np.ndarray:
+    known, asked = text_features(train, texts)
+    return linear(kind, [known], targets, [asked], classes, seed)
 
 
 def sentences(n: int, seed: int) -> tuple[list[str], np.ndarray]:
@@ -63,3 +76,77 @@ def test_few_and_odd_texts() -> None:
     assert np.isfinite(tfidf_linear("regression", texts, np.arange(5.0), ["new", "!"], 1, 0)).all()
     found = tfidf_linear("classification", texts, np.array([0, 0, 1, 1, 1]), ["!", "unseen"], 2, 0)
     assert found[0].argmax() == 0
+
+
+def arrays_of(values: list[np.ndarray | None], spec: ImageSpec | AudioSpec) -> MediaArrays:
+    whole, held = joined(values, spec)
+    return MediaArrays(whole, np.concatenate([[0], np.cumsum(held)]), spec)
+
+
+def test_digit_images() -> None:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = [np.rint(image * 15.9).astype(np.uint8)[:, :, None] for image in digits.images]
+    spec = ImageSpec(8, 8, 1, 4)
+    train, test = arrays_of([*images[:1200], None], spec), arrays_of(images[1200:], spec)
+    targets = np.append(digits.target[:1200], 0)
+    known, asked = media_features(train, test, np.arange(300))
+    assert known.dtype == asked.dtype == np.float32
+    assert (known[-1] == 0).all(), "a row without an image has the mean"
+    found = linear("classification", [known], targets, [asked], 11, 0)
+    assert found.shape == (300, 11)
+    assert (found.argmax(1) == digits.target[1200:1500]).mean() > 0.9
+    assert (found[:, 10] < -100).all()
+    value = linear("regression", [known], targets.astype(np.float32), [asked], 1, 0)
+    assert np.corrcoef(value, digits.target[1200:1500])[0, 1] > 0.6
+
+
+@pytest.mark.parametrize("kind", ["log_mel", "waveform"])
+def test_tones(kind: str) -> None:
+    own = AudioSpec("log_mel", 8000, 8000, mels=12, window=200, hop=80, stack=4)
+    spec = own if kind == "log_mel" else AudioSpec("waveform", 8000, 8000, kernels=(10,), strides=(5,))
+    random, reader = np.random.default_rng(0), AudioReader("a", spec)
+    high = random.random(80) < 0.5
+    clips = []
+    for i, is_high in enumerate(high):
+        hz = (900 if is_high else 400) * random.uniform(0.9, 1.1)
+        tone = np.sin(2 * np.pi * hz * np.arange(2000 + 40 * i) / 8000) * random.uniform(0.1, 0.9)
+        clips.append(reader({"array": tone, "sampling_rate": 8000}, None).values)
+    known, asked = media_features(arrays_of(clips[:60], spec), arrays_of(clips, spec), np.arange(60, 80))
+    found = linear("classification", [known], high[:60].astype(np.int32), [asked], 2, 0)
+    assert (found.argmax(1) == high[60:]).all()
+    sets = linear("multi_label", [known], np.stack([high, ~high], 1)[:60], [asked], 2, 0)
+    assert np.array_equal(sets > 0, np.stack([high, ~high], 1)[60:])
+
+
+def test_text_and_image_side_by_side(data: tuple[list[str], np.ndarray, list[str], np.ndarray]) -> None:
+    texts, holds, test_texts, test_holds = data
+    spec, random = ImageSpec(4, 4, 1, 1), np.random.default_rng(0)
+    bright, test_bright = random.random(1200) < 0.5, random.random(200) < 0.5
+    train, test = (
+        arrays_of([np.full((4, 4, 1), 200 * b, np.uint8) for b in values], spec) for values in (bright, test_bright)
+    )
+    said, seen = text_features(texts, test_texts), media_features(train, test, np.arange(200))
+    targets = 2 * holds[:, 0] + bright
+    found = linear("classification", [said[0], seen[0]], targets, [said[1], seen[1]], 4, 0)
+    assert (found.argmax(1) == 2 * test_holds[:, 0] + test_bright).mean() > 0.97
+
+
+def test_the_table_says_what_the_linear_models_read() -> None:
+    from lmrecipes.results import _labelled, _of_linear
+
+    def task(**source: str) -> dict[str, object]:
+        return {"kind": "regression", "source": {"files": "x.jsonl", **source}}
+
+    tasks = {"words": task(), "pair": task(text="t", image="i"), "pixels": task(image="i"), "more": task(text="t")}
+    recipe = Recipe.model_validate({"name": "x", "tasks": tasks})
+    assert _labelled(recipe) == list(tasks)
+    said = {"title": "linear", "note": "TF-IDF of words, more; TF-IDF and pixels of pair; pixels of pixels"}
+    assert _of_linear(recipe) == said
+    recipe = Recipe.model_validate({"name": "x", "tasks": {"words": task()}})
+    assert _of_linear(recipe) == {"title": "TF-IDF + linear"}
+    baselines = {"linear": {**said, "measured": "stored", "date": "today", "tasks": {}}}
+    text = markdown_results({"tasks": {"words": {"metrics": {"spearman": 0.5}}}, "baselines": baselines})
+    assert "| linear |" in text
+    assert f"linear ({said['note']}): stored, today" in text

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ["launch/setup", "launch/quickstart", "launch/test", ".ci/run"]
+SCRIPTS = ["launch/setup", "launch/quickstart", "launch/ensemble", "launch/test", ".ci/run"]
 
 PYPROJECT = """
 [build-system]
@@ -220,6 +220,27 @@ def test_quickstart_trains_the_default_recipe(ready: Path) -> None:
     command = "lmrecipes train bert_multitask --zero 2 --processes 2 --full --tasks.tweets.weight 0.5"
     assert calls(ready)[-1] == command
     assert done.stdout.splitlines()[-1] == f"quickstart: training on the CPU: {command}"
+
+
+def test_ensemble_makes_what_is_not_finished(ready: Path) -> None:
+    """One BERT is finished, one was cut and has a checkpoint, one ended before its first checkpoint."""
+    for name in ("bert-1/evaluation.json", "bert-2/checkpoints/step-00000010/state.json", "bert-3/recipe.yaml"):
+        (ready / "of" / name).parent.mkdir(parents=True)
+        (ready / "of" / name).touch()
+    before = len(calls(ready))
+    done = run(ready, "launch/ensemble", "of")
+    assert done.returncode == 0, done.stderr
+    together = "lmrecipes combine of/bert-1 of/bert-2 of/bert-3"
+    assert calls(ready)[before:] == [
+        "lmrecipes assets fetch smollm2",
+        "lmrecipes train ensemble --seed 2 --run-folder of/bert-2 --resume",
+        "lmrecipes train ensemble --seed 3 --run-folder of/bert-3",
+        "lmrecipes train ensemble --gpt --run-folder of/gpt",
+        f"{together} --method average --to of/teacher",
+        f"{together} of/gpt --method distil --teacher of/teacher --student ensemble --student --control --to of/student",
+    ]
+    assert "of/bert-1 is finished" in done.stdout
+    assert not (ready / "of/bert-3/recipe.yaml").exists()
 
 
 def test_gpus_change_the_operators_and_the_processes(ready: Path) -> None:

@@ -19,19 +19,26 @@ from own_run import ROOT, own_run, rows_of, tiny_flags, write_csv
 
 from lmrecipes import assets
 from lmrecipes.cli import run as command
+from lmrecipes.combine.options import CombineOptions, check_options
 from lmrecipes.evaluate import EvaluateOptions
 from lmrecipes.flags import parse
 from lmrecipes.launcher import TrainOptions
 from lmrecipes.launching import ProcessOptions
 from lmrecipes.precision.audit.start import AuditOptions
+from lmrecipes.predict import PredictOptions
 from lmrecipes.publishing.export import ExportOptions
 from lmrecipes.recipe_files import find_recipe
 from lmrecipes.search.start import SearchOptions
+from lmrecipes.serving.latency import LatencyOptions
 from lmrecipes.studies.cells import plan_cells
 from lmrecipes.studies.gate import GateOptions
 from lmrecipes.studies.start import StudyOptions
 
-READMES = [ROOT / "README.md", *sorted(ROOT.glob("recipes/*/README.md")), ROOT / "docs" / "gpt.md"]
+READMES = [
+    ROOT / "README.md",
+    *sorted(ROOT.glob("recipes/*/README.md")),
+    *(ROOT / "docs" / name for name in ("gpt.md", "serving.md")),
+]
 PROGRAMS = ("./launch/", "lmrecipes ", "accelerate ", "deepspeed ", "torchrun ", "python ", "wandb ")
 
 
@@ -162,8 +169,29 @@ def evaluates(words: Sequence[str], tiny: Path) -> None:
     """The command itself, or with lm-eval its flags (tests/inference runs it)."""
     if "--lm-eval" in words:
         tyro.cli(EvaluateOptions, args=words[2:])
+    elif "--precision" in words:
+        assert command(words[1:]) in (0, 1)  # a tiny model with random weights need not meet the gate
     else:
         runs(words, tiny)
+
+
+def combines(words: Sequence[str], tiny: Path) -> None:
+    """Its flags, and that the student's recipe with its own is whole; tests/combine runs it."""
+    options = tyro.cli(CombineOptions, args=words[2:])
+    check_options(options)
+    if options.student is not None:
+        reference, *flags = shlex.split(options.student)
+        parse(find_recipe(reference), TrainOptions, flags, "train")
+
+
+def loads(words: Sequence[str], tiny: Path) -> None:
+    """Its flags; tests/serving runs it."""
+    tyro.cli(LatencyOptions, args=words[2:])
+
+
+def predicts(words: Sequence[str], tiny: Path) -> None:
+    """Its flags; tests/inference and tests/serving run it."""
+    tyro.cli(PredictOptions, args=words[2:])
 
 
 def exports(words: Sequence[str], tiny: Path) -> None:
@@ -196,6 +224,7 @@ TESTED: dict[str, How] = {
     "./launch/setup": launches,
     "./launch/quickstart": launches,
     "./launch/test": launches,
+    "./launch/ensemble": launches,
     "lmrecipes list": runs,
     "lmrecipes show": shows,
     "lmrecipes check": runs,
@@ -207,6 +236,9 @@ TESTED: dict[str, How] = {
     "lmrecipes study": studies,
     "lmrecipes gate": gates,
     "lmrecipes evaluate": evaluates,
+    "lmrecipes combine": combines,
+    "lmrecipes latency": loads,
+    "lmrecipes predict": predicts,
     "lmrecipes export": exports,
     "lmrecipes report": runs,
     "lmrecipes assets": looks_up,

@@ -52,7 +52,7 @@ def measured(tiny: Path, tmp_path_factory: pytest.TempPathFactory, run: Run) -> 
 
 def test_baselines_stand_beside_the_results(measured: Path) -> None:
     evaluation = read_evaluation(RunFolder(measured / "runs" / "tiny"))
-    assert list(evaluation["baselines"]) == ["tfidf_linear", "scratch"]
+    assert list(evaluation["baselines"]) == ["linear", "scratch"]
     for baseline in evaluation["baselines"].values():
         assert baseline["date"] == time.strftime("%Y-%m-%d")
         for task, scores in evaluation["tasks"].items():
@@ -86,13 +86,13 @@ def test_a_later_run_shows_them_as_stored(
 @pytest.mark.parametrize(
     ("changes", "applies"),
     [
-        ({}, ["tfidf_linear", "scratch"]),
-        ({"tracking.log_every": 5, "description": "x", "precision.compute": "bf16"}, ["tfidf_linear", "scratch"]),
-        ({"optimizer.lr": 0.001}, ["tfidf_linear"]),
-        ({"batch.examples": 32}, ["tfidf_linear"]),
+        ({}, ["linear", "scratch"]),
+        ({"tracking.log_every": 5, "description": "x", "precision.compute": "bf16"}, ["linear", "scratch"]),
+        ({"optimizer.lr": 0.001}, ["linear"]),
+        ({"batch.examples": 32}, ["linear"]),
         ({"tasks.long.source.test_fraction": 0.2}, []),
         ({"evaluation.examples": 10}, []),
-        ({"schedule.steps": 4}, ["tfidf_linear"]),
+        ({"schedule.steps": 4}, ["linear"]),
     ],
 )
 def test_only_baselines_that_still_apply(
@@ -127,7 +127,7 @@ def measured_with(
     run.evaluation.write_text(json.dumps({**scores, "baselines": {"start": start}}))
     scratch = {"tasks": {name: {"metrics": {"metric": 3.0}} for name in tasks}}
     labelled = {name: {"metric": 4.0} for name, task in tasks.items() if task["kind"] != "language_modelling"}
-    monkeypatch.setattr(results, "tfidf_scores", lambda _: labelled)
+    monkeypatch.setattr(results, "linear_scores", lambda _: labelled)
     file = RecipeFile(place, {"recipe": lambda: recipe})
     results.measure_baselines(run, file, recipe, lambda _: scratch)
     return file, recipe, read_evaluation(run)
@@ -143,12 +143,12 @@ def test_what_the_model_knew_before_stays_beside_the_baselines(
         for name, baseline in evaluation["baselines"].items()
     }
     assert values == {
-        "start": {"stars": 1.0, "texts": 1.0}, "tfidf_linear": {"stars": 4.0}, "scratch": {"stars": 3.0, "texts": 3.0}
+        "start": {"stars": 1.0, "texts": 1.0}, "linear": {"stars": 4.0}, "scratch": {"stars": 3.0, "texts": 3.0}
     }  # fmt: skip
     assert "TF-IDF + linear for stars only" in capsys.readouterr().err
-    assert set(stored_baselines(file, recipe)) == {"tfidf_linear", "scratch"}, "the start is the run's own"
+    assert set(stored_baselines(file, recipe)) == {"linear", "scratch"}, "the start is the run's own"
     other = {**tasks, "texts": {**TEXTS, "source": {"files": "other_texts.jsonl"}}}
-    assert list(stored_baselines(file, Recipe.model_validate({"name": "toy", "tasks": other}))) == ["tfidf_linear"]
+    assert list(stored_baselines(file, Recipe.model_validate({"name": "toy", "tasks": other}))) == ["linear"]
 
 
 def test_tasks_of_tokens_have_no_bag_of_words(
@@ -156,7 +156,7 @@ def test_tasks_of_tokens_have_no_bag_of_words(
 ) -> None:
     file, recipe, evaluation = measured_with(tmp_path, {"texts": TEXTS}, monkeypatch)
     assert list(evaluation["baselines"]) == ["start", "scratch"]
-    assert "no TF-IDF + linear" in capsys.readouterr().err
+    assert "no linear model" in capsys.readouterr().err
     assert list(stored_baselines(file, recipe)) == ["scratch"]
     adapted = recipe.model_copy(update={"model": recipe.model.model_copy(update={"lora": Lora(rank=4)})})
     assert list(stored_baselines(file, adapted)) == ["scratch"], "the model from scratch has no adapters"

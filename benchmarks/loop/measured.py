@@ -22,6 +22,7 @@ from lmrecipes.recipe_files import find_recipe
 from lmrecipes.tracking.progress import TrainingBar
 from lmrecipes.tracking.record import MetricsFile
 from lmrecipes.training.loop import Start, Training
+from lmrecipes.training.schedule import rates_beside
 
 MIRROR_SECONDS = 60.0
 """Longest wait for wandb's start, which is no part of a step."""
@@ -123,7 +124,7 @@ def bare_block(training: Training, clock: Clock, steps: list[Step]) -> list[dict
     for step in steps:
         for i, micro in enumerate(step.micro_batches):
             training.engine.micro_step(micro, last=i == len(step.micro_batches) - 1)
-        training.engine.apply(training.recipe.optimizer.lr)
+        training.engine.apply(rates_beside(training.recipe, training.recipe.optimizer.lr))
         clock.end_step()
     return clock.steps
 

@@ -9,25 +9,31 @@ from typing import Any
 
 from lmrecipes.catalogue import ASSETS, Asset
 from lmrecipes.files import write_text_atomically
+from lmrecipes.publishing.combined_card import combination_card, made_of
 from lmrecipes.publishing.metadata import adapters, base_on_hub, front_matter, hub_dataset
 from lmrecipes.publishing.usage import usage, usage_of_mlp
 from lmrecipes.recipe import TOKEN_KINDS
+from lmrecipes.recipe_inputs import MEDIA
 from lmrecipes.run_folder import RunFolder
 from lmrecipes.tracking.results import duration, hardware, markdown_results, number, words
 from lmrecipes.tracking.run_record import RunRecord, read_run
 
 README = "README.md"
+MEMBERS = "combination.json"
+"""In a model's folder: it holds whole models, see `lmrecipes.combine.combination`."""
 
 
 def write_card(run: RunFolder) -> None:
     """Write the card of a finished run into its model folder, where it has exported one."""
-    if (run.model / "heads.json").is_file():
+    if (run.model / "heads.json").is_file() or (run.model / MEMBERS).is_file():
         write_text_atomically(run.model / README, model_card(run, str(run.model)))
 
 
 def model_card(run: RunFolder, name: str, adapter: bool = False, on_hub: bool = False) -> str:
     """The card of a run's model as Markdown with front matter. name: what `from_pretrained` is given."""
     record = read_run(run.path)
+    if (run.model / MEMBERS).is_file():
+        return combination_card(record, name if on_hub else record.name, name)
     exported = json.loads((run.model / "heads.json").read_text(encoding="utf-8"))
     base = record.recipe["model"]["pretrained"] if adapter else None
     sections = {
@@ -36,6 +42,7 @@ def model_card(run: RunFolder, name: str, adapter: bool = False, on_hub: bool = 
         if (mlp := _mlp(record))
         else usage(exported, name, base and (base_on_hub(record) or base), on_hub),
         "Results": _results(record, run),
+        "Members": made_of(record),
         "Training data": _data(record),
         "Training": _training(record, exported),
         "Limits": _limits(record, exported, adapter),
@@ -50,6 +57,8 @@ def _about(record: RunRecord) -> str:
     kinds = {task["kind"] for task in record.tasks.values()}
     said = [f"{recipe['description']}\n\n"] if recipe.get("description") else []
     what = "A causal language model" if kinds & set(TOKEN_KINDS) else "A text encoder with task heads"
+    if media := {modality for task in recipe["tasks"].values() for modality in MEDIA if task["source"].get(modality)}:
+        what += f" and front ends for {' and '.join(modality for modality in MEDIA if modality in media)}"
     if mlp := _mlp(record):
         what = f"A multi-layer perceptron ({' - '.join(map(str, (mlp['inputs'], *mlp['hidden'])))}) with task heads"
         start = "trained from random weights"
@@ -156,7 +165,9 @@ def _training(record: RunRecord, exported: Mapping[str, Any]) -> str:
     versions = [f"{name} {version}" for name, version in (environment.get("versions") or {}).items()]
     items = {
         "Length": f"{record.step:,} steps of {batch:,} examples, {tokens:,.0f} tokens"
-        + (f", {duration(seconds)}" if seconds is not None else ""),
+        + (f", {duration(seconds)}" if seconds is not None else "")
+        if record.metrics
+        else "",
         "Precision": f"{_precision(record, exported)}. Stored in {exported['weights']}, as trained.",
         "Hardware": hardware(environment),
         "Versions": ", ".join(versions + ([f"commit {c}"] if (c := environment.get("commit")) else [])),
@@ -174,6 +185,7 @@ def _limits(record: RunRecord, exported: Mapping[str, Any], adapter: bool) -> st
         f"It reads rows of exactly {mlp['inputs']:,} intensities; `transformers` cannot load it, lmrecipes does."
         if (mlp := _mlp(record))
         else f"It was trained on texts of up to {exported['max_length']:,} tokens.",
+        *_reads(exported),
         "Results are on held-out rows of the sources above; of other texts they say little.",
     ]
     if base := base_on_hub(record):
@@ -187,6 +199,13 @@ def _limits(record: RunRecord, exported: Mapping[str, Any], adapter: bool) -> st
     if leaks:
         said.append(f"Some held-out texts also stand in the training rows of {', '.join(leaks)}.")
     return "".join(f"- {line}\n" for line in said)
+
+
+def _reads(exported: Mapping[str, Any]) -> list[str]:
+    """What `transformers` alone cannot do with a model that reads more than texts."""
+    inputs = " and ".join("images" if modality == "image" else modality for modality in exported.get("inputs", {}))
+    how = "`lmrecipes.inference.exported.load_exported(folder)` loads it whole, with the front ends"
+    return [f"`transformers` loads its trunk, which reads texts; for {inputs} {how}."] if inputs else []
 
 
 def _row(cells: list[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -12,8 +11,9 @@ from typing import Annotated
 
 import tyro
 
+from lmrecipes.files import link_or_copy
 from lmrecipes.problems import InputError, Problem
-from lmrecipes.publishing.card import README, model_card
+from lmrecipes.publishing.card import MEMBERS, README, model_card
 from lmrecipes.run_folder import RunFolder, open_run
 
 ADAPTER = "adapter"
@@ -60,14 +60,15 @@ def export_run(options: ExportOptions) -> list[str]:
         folder = _written(run, options, options.to, repository, shutil.copy2)
         return [str(folder), push(api, folder, repository, options.private)]
     with tempfile.TemporaryDirectory(dir=run.path, prefix=".export-") as staging:
-        folder = _written(run, options, Path(staging) / "model", repository, _linked)
+        folder = _written(run, options, Path(staging) / "model", repository, link_or_copy)
         return [push(api, folder, repository, options.private)]
 
 
 def _check(run: RunFolder, options: ExportOptions) -> None:
     """Everything that can be wrong before the hub is asked, at once."""
     problems, to = [], options.to
-    if not (run.model / "heads.json").is_file():
+    combined = (run.model / MEMBERS).is_file()
+    if not (run.model / "heads.json").is_file() and not combined:
         what = "the run has no exported model yet"
         fix = f"finish it: `lmrecipes train {run.recipe} --resume --run-folder {run.path}`"
         problems.append(Problem(str(run.model), what, fix, "model-missing"))
@@ -106,11 +107,3 @@ def _written(run: RunFolder, options: ExportOptions, to: Path, name: str, copy: 
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return to
-
-
-def _linked(source: str, target: str) -> None:
-    """A hard link, which takes no room; a copy where the file system has none."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

@@ -49,6 +49,11 @@ class StudyFolder:
         return RunFolder(self.path).environment
 
     @property
+    def outputs(self) -> Path:
+        """What the cells said of their test rows, where it is kept."""
+        return self.path / "outputs"
+
+    @property
     def page(self) -> Path:
         """The results as a page, with plots."""
         return self.path / "study.html"

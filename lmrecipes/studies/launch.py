@@ -30,8 +30,12 @@ def check_cells(cells: Sequence[Cell], hardware: Hardware, zero: Stage | None) -
         raise InputError(problems)
 
 
-def train_cells(folder: StudyFolder, cells: Sequence[Cell], hardware: Hardware, zero: Stage | None) -> int:
-    """Run the cells that have no result yet; returns the contract's exit code.
+def train_cells(
+    folder: StudyFolder, cells: Sequence[Cell], hardware: Hardware, zero: Stage | None,
+    again: str = AGAIN, keep_outputs: bool = False,
+) -> int:  # fmt: skip
+    """Run the cells that have no result yet; returns the contract's exit code. again: how to go on with the rest.
+    keep_outputs: also what each says of its test rows, in the folder's `outputs`.
 
     DeepSpeed's autocast is the process's, not the engine's: cells of different precision cannot share one.
     """
@@ -39,14 +43,15 @@ def train_cells(folder: StudyFolder, cells: Sequence[Cell], hardware: Hardware, 
     for row in [None] if zero is None else rows:
         while _pending(folder, cells, row):
             command = ["-m", "lmrecipes.studies.run", "--folder", str(folder.path)]
+            command += ["--keep-outputs"] if keep_outputs else []
             if row is not None:
                 pair = own_pair(rows[row].recipe, zero, hardware)
                 assert pair is not None
                 command += ["--row", row, "--deepspeed", str(write_pair(pair, folder.path / "launch")[0])]
-            code = start_processes(command, hardware.processes, AGAIN)
+            code = start_processes(command, hardware.processes, again)
             if code in STOPPED:
                 done = len(cells) - len(_pending(folder, cells, None))
-                Console(stderr=True, soft_wrap=True).print(f"stopped. {AGAIN}: {done}", highlight=False)
+                Console(stderr=True, soft_wrap=True).print(f"stopped. {again}: {done}", highlight=False)
             if code:
                 return code
     return 0

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-CLASSES = ("weights", "masters", "gradients", "optimizer", "activations")
+CLASSES = ("weights", "masters", "gradients", "optimizer", "average", "activations")
 """Classes of the bytes that a cell holds, on the rank that holds most. masters: fp32 weights beside those that are
 computed with. activations: what one micro-batch's forward pass keeps for its backward pass."""
 

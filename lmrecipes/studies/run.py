@@ -36,6 +36,8 @@ class RankOptions:
     """The study's folder, with its plan."""
     row: str | None = None
     """Run the cells of this row only. None: all."""
+    keep_outputs: bool = False
+    """Keep what each cell says of its test rows."""
     deepspeed: Path | None = None
     """A DeepSpeed JSON. None: plain torch."""
 
@@ -43,18 +45,18 @@ class RankOptions:
 def main() -> int:
     """One rank of a study."""
     options = tyro.cli(RankOptions)
-    return run_rank(
-        lambda deepspeed: Cells(StudyFolder(options.folder), options.row, deepspeed).run(), options.deepspeed
-    )
+    return run_rank(lambda deepspeed: Cells(options, deepspeed).run(), options.deepspeed)
 
 
 class Cells:
     """The cells of a study that are still to run."""
 
-    def __init__(self, folder: StudyFolder, row: str | None, deepspeed: dict[str, Any] | None) -> None:
+    def __init__(self, options: RankOptions, deepspeed: dict[str, Any] | None) -> None:
         from lmrecipes.training.series import Series
 
-        self.folder, self.planned, self.results = folder, folder.cells(), folder.results()
+        self.folder = folder = StudyFolder(options.folder)
+        self.keep_outputs, row = options.keep_outputs, options.row
+        self.planned, self.results = folder.cells(), folder.results()
         self.series = Series(deepspeed)
         self.is_main = os.environ.get("RANK", "0") == "0"
         state: dict[str, tuple[Cell, CellResult | None]] = {}
@@ -96,6 +98,8 @@ class Cells:
         return CellResult(cell.variant, overrides, cell.row, cell.recipe.seed, cell.key, seconds=seconds, **content)
 
     def _trained(self, cell: Cell, bar: SeriesBar) -> dict[str, Any]:
+        from lmrecipes.studies.outputs import write_outputs
+
         training = self.series.begin(cell.recipe, self.folder.path)
         engine, steps = training.engine, cell.recipe.schedule.steps
         if engine.is_main and not self.folder.environment.exists():
@@ -109,9 +113,11 @@ class Cells:
                 held |= _held(engine)
             bar.trained(training.state.step / steps)
             began = time.perf_counter()
-        scores = training.review.scores(engine, "test", bar.evaluated)
+        outputs = training.review.outputs(engine, "test", bar.evaluated)
+        if self.keep_outputs and self.is_main:
+            write_outputs(self.folder.outputs, cell.key, outputs)
         return {
-            "tasks": scores,
+            "tasks": training.review.scores_of(outputs),
             "loss": statistics.fmean(losses[-max(1, steps // END) :]),
             "seconds_per_step": statistics.median(times[WARM_UP:] or times),
             "bytes": {name: max(one[name] for one in engine.gather(held)) for name in held},

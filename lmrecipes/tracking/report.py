@@ -8,17 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from lmrecipes.files import write_text_atomically
+from lmrecipes.inference.precisions_text import precisions_section
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.tracking import sections
 from lmrecipes.tracking.charts import Track, groups_of
+from lmrecipes.tracking.combination_section import combination
 from lmrecipes.tracking.gates_section import gates
 from lmrecipes.tracking.heat import HEAT_SCRIPT, HEAT_STYLE
 from lmrecipes.tracking.html import document
+from lmrecipes.tracking.latency_section import latency
 from lmrecipes.tracking.mixture_section import planned_and_realised
 from lmrecipes.tracking.page import SCRIPT, STYLE
 from lmrecipes.tracking.precision_section import precision
 from lmrecipes.tracking.run_record import RunRecord, read_run
 from lmrecipes.tracking.text_section import changes, samples
+from lmrecipes.tracking.transfer_section import transfer
 
 
 def write_report(runs: list[Path], to: Path) -> Path:
@@ -62,16 +66,24 @@ def _page(runs: Sequence[RunRecord]) -> str:
     headlines = {task: next(name for run in runs if (name := run.headline(task)) is not None) for task in tasks}
     groups = groups_of([Track(run.label, run.metrics, run.unit) for run in runs], tasks, headlines)
     charts = [chart for group in groups for chart in (*group.charts, *group.more)]
+    of_transfer, more = transfer(runs, len(charts))
+    charts += more
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
     body = [
         sections.header(runs, title),
         sections.results(runs, tasks),
         gates(runs),
+        *(precisions_section(run.precisions, "" if len(runs) == 1 else run.label) for run in runs),
+        combination(runs),
+        latency(runs),
         changes(runs, tasks),
         sections.differences(runs),
-        sections.curves(groups, tasks if len(runs) == 1 else [run.label for run in runs]),
+        sections.curves(groups, tasks if len(runs) == 1 else [run.label for run in runs])
+        if groups or not all(run.combined for run in runs)
+        else "",  # a combined run took no steps
         samples(runs, tasks),
         planned_and_realised(runs, tasks),
+        of_transfer,
         precision(runs),
         sections.time_spent(runs),
         sections.environments(runs),

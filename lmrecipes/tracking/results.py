@@ -42,11 +42,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A model that the run is compared with, and when it was measured."""
+    """A model that the run is compared with, when it was measured, and what more must be said of it."""
 
     name: str
     title: str
     origin: str
+    note: str = ""
 
 
 def lower_is_better(metric: str) -> bool:
@@ -59,7 +60,8 @@ def baselines_of(evaluation: Evaluation) -> list[Baseline]:
     found = []
     for name, baseline in (evaluation.get("baselines") or {}).items():
         words = [str(baseline[key]) for key in ("measured", "date") if baseline.get(key)]
-        found.append(Baseline(name, str(baseline.get("title") or name), ", ".join(words) or "date unknown"))
+        origin, note = ", ".join(words) or "date unknown", str(baseline.get("note") or "")
+        found.append(Baseline(name, str(baseline.get("title") or name), origin, note))
     return found
 
 
@@ -190,7 +192,8 @@ def duration(seconds: float) -> str:
 
 
 def _origins(baselines: list[Baseline]) -> str:
-    return "; ".join(f"{baseline.title}: {baseline.origin}" for baseline in baselines)
+    notes = (f" ({baseline.note})" if baseline.note else "" for baseline in baselines)
+    return "; ".join(f"{one.title}{note}: {one.origin}" for one, note in zip(baselines, notes, strict=True))
 
 
 def _row(cells: list[str]) -> str:

@@ -35,6 +35,16 @@ class RunRecord:
     evaluation: Mapping[str, Any] | None
     gates: Mapping[str, Any]
     """The verdicts on the recipe's gates, where they have been measured."""
+    combined: Mapping[str, Any]
+    """Members and combinations, of a run that `lmrecipes combine` has made."""
+    latency: Mapping[str, Any]
+    """What `lmrecipes latency` measured."""
+    cosines: list[dict[str, Any]]
+    """Measurements of how far the gradients of tasks agree."""
+    alone: Mapping[str, Any]
+    """What each task reached alone, where that has been measured."""
+    precisions: Mapping[str, Any]
+    """What comparing precisions found."""
     audit: Mapping[str, Any] | None
     """What `lmrecipes audit` found."""
     formats: list[dict[str, Any]]
@@ -101,6 +111,11 @@ def read_run(path: Path) -> RunRecord:
         mixture=_read_json(folder.mixture) or {},
         samples=read_samples(folder.samples),
         evaluation=_read_json(folder.evaluation),
+        combined=_read_json(folder.combined) or {},
+        latency=_read_json(folder.latency) or {},
+        cosines=read_metrics(folder.cosines),
+        alone=_read_json(folder.alone) or {},
+        precisions=_read_json(folder.precisions) or {},
         audit=_read_json(folder.audit),
         formats=read_metrics(folder.precision),
         gates=_read_json(folder.gates) or {},

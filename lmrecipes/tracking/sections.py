@@ -39,7 +39,9 @@ def header(runs: Sequence[RunRecord], title: str) -> str:
     examples = sum(values[-1] for task in run.tasks if (values := run.values(f"examples/{task}")))
     speed = run.values("tokens_per_second")
     tiles = [
-        (f"{run.step:,}" + (f" of {run.steps:,}" if run.steps else ""), "optimizer steps"),
+        (str(len(run.combined["of"])), f"members, method {run.combined['method']}")
+        if run.combined and not run.metrics
+        else (f"{run.step:,}" + (f" of {run.steps:,}" if run.steps else ""), "optimizer steps"),
         (compact(examples) if examples else None, "examples seen"),
         (compact(tokens) if tokens else None, "tokens seen"),
         (_training_time(run), "of training"),

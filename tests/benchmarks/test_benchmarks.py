@@ -286,7 +286,7 @@ def stream(tiny_gpt: Path, no_assets: Path) -> Callable[[str], TrainingStream]:
         specs = head_specs(tasks)
         batcher = Batcher({name: task.train for name, task in tasks.items()}, specs)
         plan = plan_batch(recipe.batch.examples, recipe.batch.micro_examples, 1)
-        cut = arrangement(recipe, Choice(layout))
+        cut = arrangement(recipe, Choice(layout), recipe.longest_text)
         return TrainingStream(
             batcher, loss_scales(recipe, specs), mixture_of(recipe, tasks), plan, cut, 0, recipe.loader
         )

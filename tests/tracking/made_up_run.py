@@ -77,7 +77,7 @@ def make_evaluation(run: str, better_by: float = 0.0) -> dict[str, Any]:
             for task, scores in metrics.items()
         },
         "baselines": {
-            "tfidf_linear": {"title": "TF-IDF + linear", "date": "2026-11-22", "measured": "stored", "tasks": TFIDF},
+            "linear": {"title": "TF-IDF + linear", "date": "2026-11-22", "measured": "stored", "tasks": TFIDF},
             "scratch": {
                 "title": "same BERT from scratch",
                 "date": "2026-11-22",

@@ -39,7 +39,7 @@ def test_table_has_a_row_per_task_with_baselines_and_their_date(evaluation: dict
     for task, scores in evaluation["tasks"].items():
         (line,) = [line for line in text.splitlines() if f" {task} " in line]
         assert number(scores["metrics"][scores["headline"]]) in line
-        assert number(evaluation["baselines"]["tfidf_linear"]["tasks"][task][scores["headline"]]) in line
+        assert number(evaluation["baselines"]["linear"]["tasks"][task][scores["headline"]]) in line
         assert f"{scores['rows']:,}" in line
     assert "TF-IDF + linear: stored, 2026-11-22" in text
 

@@ -1,0 +1,1 @@
+"""Finished models as a service: batching, limits, metrics, and what it can bear."""
