@@ -80,7 +80,8 @@ def run_process(file: RecipeFile, args: Sequence[str]) -> int:
     check_launch(recipe, deepspeed)
     if started_by_launcher():
         stop_with_parent()
-    from lmrecipes.training.loop import Interrupted, Start, Training
+    from lmrecipes.training.loop import Start, Training
+    from lmrecipes.training.signals import Interrupted
 
     start = Start(deepspeed[1] if deepspeed else None, options.run_folder, options.resume, options.until)
     training = Training(recipe, start)

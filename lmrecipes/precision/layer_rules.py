@@ -5,9 +5,11 @@ from __future__ import annotations
 from lmrecipes.models.heads import HeadSpec
 from lmrecipes.models.multitask import MultiTaskModel
 from lmrecipes.models.shapes import inputs_on_meta, on_meta
-from lmrecipes.precision.layers import problems_of
+from lmrecipes.precision.layers import canonical, problems_of
+from lmrecipes.precision.plan import unmatched
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe import Recipe
+from lmrecipes.recipe_precision import Precision, Raising
 
 
 def layer_problems(recipe: Recipe) -> list[Problem]:
@@ -15,9 +17,29 @@ def layer_problems(recipe: Recipe) -> list[Problem]:
     language-model head in fp8. Nothing is fetched but the model's configuration."""
     if not recipe.precision.by_layer:
         return []
-    specs = {name: HeadSpec(task.kind, ("",), (0.0,), 1.0) for name, task in recipe.tasks.items()}
     try:
-        trunk = on_meta(recipe.model, language=any(task.of_tokens for task in recipe.tasks.values()))
-        return problems_of(MultiTaskModel(trunk, specs, inputs_on_meta(recipe, trunk)), recipe.precision)
+        return problems_of(_without_numbers(recipe), recipe.precision)
     except InputError as error:
         return error.problems
+
+
+def fitting(recipe: Recipe) -> Precision:
+    """The recipe's precision without rules of layers that its model does not have. Raises InputError where the model
+    is not known."""
+    precision = recipe.precision
+    if not precision.by_layer:
+        return precision
+    lost = unmatched(precision, list(canonical(_without_numbers(recipe))))
+    layers = {pattern: format for pattern, format in precision.layers.items() if pattern not in lost}
+    changes = []
+    for change in precision.changes:
+        if rules := {pattern: format for pattern, format in change.layers.items() if pattern not in lost}:
+            changes.append(change.model_copy(update={"layers": rules}))
+    raising = precision.raising if layers or changes else Raising()
+    return precision.model_copy(update={"layers": layers, "changes": tuple(changes), "raising": raising})
+
+
+def _without_numbers(recipe: Recipe) -> MultiTaskModel:
+    specs = {name: HeadSpec(task.kind, ("",), (0.0,), 1.0) for name, task in recipe.tasks.items()}
+    trunk = on_meta(recipe.model, language=any(task.of_tokens for task in recipe.tasks.values()))
+    return MultiTaskModel(trunk, specs, inputs_on_meta(recipe, trunk))

@@ -93,8 +93,11 @@ def alone_cells(recipe: Recipe, seen: Mapping[str, int], tokenizer: Path) -> lis
     """One run for each task that was seen, of as many whole steps as come nearest to it. tokenizer: of the run, where
     it trained one.
 
-    What mixes tasks, and bars that name them, are left out; caps on epochs too: they held in the run.
+    What mixes tasks, and bars and formats that name others' parts, are left out; caps on epochs too: they held in the
+    run.
     """
+    from lmrecipes.precision.layer_rules import fitting
+
     cells, trained = [], {"tokenizer": str(tokenizer), "tokenizer_vocabulary": 0}
     for name, examples in seen.items():
         task = recipe.tasks[name].model_copy(update={"max_epochs": None, "weight": 1.0})
@@ -107,7 +110,8 @@ def alone_cells(recipe: Recipe, seen: Mapping[str, int], tokenizer: Path) -> lis
             "schedule": recipe.schedule.model_copy(update={"steps": steps}), "model": model,
             "distillation": Distillation() if task.of_tokens else recipe.distillation,
         }  # fmt: skip
-        cells += with_seeds(name, (), recipe.model_copy(update=changes), 1)
+        own = recipe.model_copy(update=changes)
+        cells += with_seeds(name, (), own.model_copy(update={"precision": fitting(own)}), 1)
     return cells
 
 

@@ -183,7 +183,7 @@ def _state(teacher: RunFolder) -> list[Any]:
 
 def _folder(state: list[Any], task: EncodedTask) -> Path:
     """Where the teacher's answers for a task are kept."""
-    decides = [VERSION, state, source_state(task.task.source), task.task.kind, task.labels]
+    decides = [VERSION, state, source_state(task.task.source), task.task.kind, task.labels, len(task.train)]
     return cache_root() / "soft" / _digest(decides)
 
 

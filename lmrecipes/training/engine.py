@@ -16,7 +16,6 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -215,7 +214,10 @@ class Engine(Ranks):
         """DeepSpeed looks for numbers that are not finite itself from stage 1 on."""
         scale = zero.loss_scale(self.model)
         self.model.step()
-        return StepResult(float(self.model.get_global_grad_norm()), self.model.was_step_applied(), scale)
+        applied = self.model.was_step_applied()
+        if not applied:  # DeepSpeed 0.19 keeps fp32 sums beside an offloaded optimizer: no later step would be finite
+            self.clear_gradients()
+        return StepResult(float(self.model.get_global_grad_norm()), applied, scale)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within: the model is the average over training, where the recipe keeps one. Every rank must enter."""
@@ -312,44 +314,6 @@ class Engine(Ranks):
         finally:
             if self.zero_stage == 3:
                 set_hf_deepspeed_config(self.accelerator.state.deepspeed_plugin.dschf)
-
-    @property
-    def _frozen(self) -> set[str]:
-        """Names of the state dict that training does not change; a checkpoint need not hold them."""
-        return {name for name, p in self.module.named_parameters(remove_duplicate=False) if not p.requires_grad}
-
-    def save(self, folder: Path) -> None:
-        """Write the trained weights and the optimizer's state into `folder`; every rank takes part."""
-        frozen = self._frozen
-        if self.deepspeed is not None:
-            self.model.save_checkpoint(
-                str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=bool(frozen)
-            )
-        elif self.is_main:
-            state = {
-                "model": {name: weight for name, weight in self.module.state_dict().items() if name not in frozen},
-                "optimizer": self.optimizer.state_dict(),
-                "scale": self.scale.state_dict() if self.scale is not None else None,
-            }
-            torch.save(state, folder / "engine.pt")
-        if self.average is not None:
-            self.average.save(folder)
-
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote."""
-        self.fresh = False
-        if self.average is not None:
-            self.average.load(folder)
-        if self.deepspeed is not None:
-            self.model.load_checkpoint(str(folder), tag="engine", load_module_strict=not self._frozen)
-            return
-        state = torch.load(folder / "engine.pt", map_location="cpu", weights_only=True)
-        missing, unknown = self.module.load_state_dict(state["model"], strict=False)
-        if lost := [*unknown, *(set(missing) - self._frozen)]:
-            raise RuntimeError(f"{folder} is of another model: {', '.join(sorted(lost)[:3])}")
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scale is not None:
-            self.scale.load_state_dict(state["scale"])
 
     def release(self) -> None:
         """Give up the model and what Accelerate keeps for the process: another engine can start in its place."""

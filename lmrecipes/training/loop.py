@@ -5,12 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import math
-import signal
 import time
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -62,6 +60,7 @@ from lmrecipes.training.losses import head_specs, loss_scales, loss_units, weigh
 from lmrecipes.training.probe import probe
 from lmrecipes.training.review import Review, before_training
 from lmrecipes.training.schedule import rate_metrics, rates
+from lmrecipes.training.signals import Interrupted, Signals
 from lmrecipes.training.skips import NotFinite, Outcome, Skips
 
 log = logging.getLogger(__name__)
@@ -76,14 +75,6 @@ class Start:
     resume: bool = False
     until: int | None = None
     """Stop with a checkpoint after this many steps, as if interrupted."""
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop; it was saved. `number` is the signal's."""
-
-    def __init__(self, number: int, checkpoint: Path) -> None:
-        super().__init__(f"interrupted by {signal.Signals(number).name}; saved {checkpoint}")
-        self.number = number
 
 
 class Training:
@@ -134,14 +125,14 @@ class Training:
         peak = measured_peak(self.engine.device, recipe.precision.compute) * self.engine.world_size
         self.costs = Costs(recipe, self.engine.device, flops_per_token, peak)
         self.until = min(start.until or recipe.schedule.steps, recipe.schedule.steps)
-        self.signal = 0
+        self.signals = Signals()
         self.review = Review(recipe, self.tasks, self.specs, self.tokenizer)
         self.trackers: Trackers | None = None
         self.plan_file: PlanFile | None = None
 
     def fit(self) -> dict[str, Any]:
         """Train to the end, export, evaluate on the test split. Returns the content of evaluation.json."""
-        self._listen()
+        self.signals.listen()
         engine, recipe = self.engine, self.recipe
         if engine.is_main:
             write_recipe(self.run, recipe)
@@ -228,7 +219,7 @@ class Training:
         for i, micro in enumerate(micro_batches):
             self._draw(self.state.step, i)
             sums[:-1] += self.engine.micro_step(micro, last=i == len(micro_batches) - 1)
-        sums[-1] = self.signal
+        sums[-1] = self.signals.asked
         now = rates(self.recipe, self.state.step)
         result = self.engine.apply(now)
         totals = self.engine.sum_over_ranks(sums).tolist()
@@ -249,7 +240,7 @@ class Training:
         metrics |= {f"loss_factor/{name}": factor for name, factor in (factors or {}).items()}
         if result.loss_scale is not None:
             metrics["loss_scale"] = result.loss_scale
-        asked = max(self.engine.gather(self.signal)) if totals[-1] else 0
+        asked = max(self.engine.gather(self.signals.asked)) if totals[-1] else 0
         return metrics, Outcome(result.applied, all(map(math.isfinite, totals)), asked, micro_batches)
 
     def _draw(self, done: int, micro_batch: int) -> None:
@@ -344,13 +335,6 @@ class Training:
         rows = proof.inspect(self.engine, after_step)
         self.engine.together(lambda: proof.require(rows))
         return rows
-
-    def _listen(self) -> None:
-        def asked(number: int, frame: FrameType | None) -> None:
-            self.signal = number
-
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, asked)
 
 
 def _folder(recipe: Recipe, start: Start) -> RunFolder:

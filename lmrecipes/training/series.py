@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import gc
-import signal
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from lmrecipes.recipe import Recipe
 from lmrecipes.series import Stopped
 from lmrecipes.training.loop import Start, Training
+from lmrecipes.training.signals import Signals
 
 
 class Series:
-    """The runs of this process. `asked`: number of a signal that asks to stop, or 0, the same on every rank."""
+    """The runs of this process. `signals`: those that ask to stop; once a run has, the same on every rank."""
 
     def __init__(self, deepspeed: dict[str, Any] | None) -> None:
         self.deepspeed = deepspeed
         self.engine: Any = None
-        self.asked = 0
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._stop)
+        self.signals = Signals()
+        self.signals.listen()
 
     def begin(self, recipe: Recipe, folder: Path) -> Training:
         """The next run, before its first step; what the former one held is given back first. folder: the series'. Where
@@ -32,16 +30,16 @@ class Series:
             self.engine = None
             gc.collect()  # the former model and its optimizer hang in cycles
         training = Training(recipe, Start(self.deepspeed, folder))
+        training.signals = self.signals
         self.engine = training.engine
         return training
 
     def steps(self, training: Training) -> Iterator[dict[str, float]]:
         """Train the run and yield each step's metrics. Raises RunFailed, and Stopped on all ranks alike."""
         for step in training.stream.steps(0, training.recipe.schedule.steps):
-            training.signal = self.asked
             metrics, outcome = training.one_step(step)
             if outcome.signal:
-                self.asked = outcome.signal
+                self.signals.asked = outcome.signal
                 raise Stopped
             training.judge(outcome, metrics)
             yield metrics
@@ -49,12 +47,9 @@ class Series:
     def stopped(self) -> int:
         """The exit code after a signal. Waits for all ranks: a launcher ends the others once one has ended."""
         self.engine.barrier()
-        return 128 + self.asked
+        return 128 + self.signals.asked
 
     def close(self) -> None:
         """Leave the process group."""
         if self.engine is not None:
             self.engine.close()
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.asked = number

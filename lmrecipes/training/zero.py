@@ -28,13 +28,12 @@ def clear_gradients(engine: Any, stage: int) -> None:
         if optimizer.offload_optimizer:
             optimizer.reset_cpu_buffers()
         return
-    if optimizer.cpu_offload:
-        optimizer.reset_cpu_buffers()
-        optimizer.micro_step_id = -1
-        return
     optimizer._release_preflattened_grad_buffers()
     for buffers in (optimizer.averaged_gradients, optimizer.all_grad_tensors):
         buffers.update(dict.fromkeys(buffers))
+    if optimizer.cpu_offload:
+        optimizer.reset_cpu_buffers()
+        optimizer.micro_step_id = -1
 
 
 def loss_scale(engine: Any) -> float | None:

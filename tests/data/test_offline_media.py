@@ -99,7 +99,7 @@ def amount_of(text: str) -> int:
     raise AssertionError(text)
 
 
-KNOWN = {amounts.in_words(amount, " ", " "): amount for amount in range(100, 1000)}
+KNOWN = {amounts.in_words(amount, " ", " "): amount for amount in range(2, 1000)}
 
 
 def test_neither_half_of_a_cheque_tells_fraud(some_cheques: tuple[list[grouping.Row], list[grouping.Row]]) -> None:
@@ -109,6 +109,7 @@ def test_neither_half_of_a_cheque_tells_fraud(some_cheques: tuple[list[grouping.
         said[row["label"]][amount_of(row["text"])] += 1
     assert said["genuine"] == said["fraud"], "the same amounts are said by both"
     drawn: dict[str, Counter[int]] = {"genuine": Counter(), "fraud": Counter()}
+    changes: Counter[tuple[int, int]] = Counter()
     for pair in range(0, len(rows), 4):
         first, swapped, other, second = rows[pair : pair + 4]
         assert [row["label"] for row in (first, swapped, other, second)] == ["genuine", "fraud", "fraud", "genuine"]
@@ -116,10 +117,12 @@ def test_neither_half_of_a_cheque_tells_fraud(some_cheques: tuple[list[grouping.
         assert (amount_of(swapped["text"]), amount_of(other["text"])) == (a, b)
         for label, amount in (("genuine", a), ("fraud", b), ("fraud", a), ("genuine", b)):
             drawn[label][amount] += 1
-        differ = [i for i in range(3) if str(a)[i] != str(b)[i]]
-        assert len(differ) == 1 or (len(differ) == 2 and sorted(str(a)) == sorted(str(b)))
+        differ = sum(x != y for x, y in zip(str(a), str(b), strict=True))
+        changes[len(str(a)), differ] += 1
+        assert differ in (1, len(str(a))) or (differ == 2 and sorted(str(a)) == sorted(str(b)))
         assert len({row["group"] for row in (first, swapped, other, second)}) == 1, "a pair is in one split"
     assert drawn["genuine"] == drawn["fraud"]
+    assert set(changes) == {(1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (3, 3)}, "all lengths and changes"
     assert {picture(row).size for row in rows} == {(cheques.WIDTH, cheques.HEIGHT)}
     assert len({row["image"]["bytes"] for row in rows}) == len(rows)
 
@@ -142,8 +145,20 @@ def test_readings_may_lack_words_or_picture(some_cheques: tuple[list[grouping.Ro
             said = row["text"].casefold()
             assert groups.setdefault(said, row["group"]) == row["group"], "the same words are in one split"
         if row["text"] is not None:
-            digits = [f"{place} {d}" for place, d in zip(cheques.PLACES, str(amount_of(row["text"])), strict=True)]
-            assert row["label"] == digits
+            said = str(amount_of(row["text"]))
+            assert row["label"] == [f"{place} {d}" for place, d in zip(cheques.PLACES[-len(said) :], said, strict=True)]
+
+
+def test_digits_stand_in_their_boxes() -> None:
+    found = scans.scans(SKLEARN)
+    for number, amount in enumerate((7, 42, 742, 100, 999) * 4):
+        dark = np.asarray(cheques.draw(found, number, amount, f"name {number}").convert("L")) < 110
+        boxes = [dark[:, left : left + cheques.BOX] for left in range(0, cheques.WIDTH, cheques.BOX)]
+        blank = len(boxes) - len(str(amount))
+        assert [box.any() for box in boxes] == [False] * blank + [True] * len(str(amount))
+        for box in boxes[blank:]:
+            middle = np.argwhere(box).mean(axis=0)
+            assert np.abs(middle - cheques.BOX / 2).max() < 6, "a digit stands in the middle of its box"
 
 
 @pytest.mark.parametrize(("rate", "wanted"), [(22050, 8000), (22050, 16000), (8000, 22050), (22050, 22050)])

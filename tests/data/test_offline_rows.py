@@ -21,6 +21,8 @@ ROWS = {
 }  # fmt: skip
 FEWEST = {"python_stdlib": 400, "python_docs": 40, "python_questions": 200}
 """Of the Python that runs the tests."""
+MEDIA = {"digit_images", "cheques", "cheque_amounts", "spoken_digits", "speaking_rate", "spam_mails"}
+"""See test_offline_media."""
 LABELS = {"icd10_chapter": 22, "hpo_systems": 23, "sotu_era": 4, "sotu_party": 2}
 COLUMNS = {
     "sharegpt": {"conversations"}, "alpaca": {"instruction", "input", "output"}, "messages": {"messages"},
@@ -43,7 +45,11 @@ def texts_of(row: offline.Row) -> Iterator[str]:
             yield from inside(value)
 
 
-@pytest.mark.parametrize("name", list(offline.OFFLINE))
+def test_no_data_set_is_left_out() -> None:
+    assert set(offline.OFFLINE) == {*ROWS, *FEWEST, *MEDIA}
+
+
+@pytest.mark.parametrize("name", [*ROWS, *FEWEST])
 def test_real_rows(name: str) -> None:
     chosen = offline.OFFLINE[name]
     try:

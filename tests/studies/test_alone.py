@@ -14,6 +14,7 @@ from tiny import make_recipe
 from lmrecipes.cli import run as command
 from lmrecipes.launcher import _forwarded
 from lmrecipes.models.heads import HeadSpec
+from lmrecipes.precision.layer_rules import layer_problems
 from lmrecipes.problems import InputError
 from lmrecipes.recipe import Recipe
 from lmrecipes.studies.alone import alone_cells, check_alone, gain_interval
@@ -78,6 +79,7 @@ def test_a_cell_is_the_recipe_with_one_task_and_its_examples(tiny: Path, tmp_pat
     changes = {
         "mixture": {"schedule": [{"at": 0.5, "weights": {"rare": 2.0}}], "max_epochs": 100},
         "loss_weighting.method": "dwa", "gates": {"all": {"tasks": ["long"]}}, "tasks.rare.max_epochs": 3,
+        "precision": {"compute": "bf16", "layers": {"heads.long": "fp32"}, "raising": {"overflows": 1}},
     }  # fmt: skip
     recipe = Recipe.model_validate(make_recipe(tiny, **changes))
     cells = alone_cells(recipe, {"short": 90, "long": 60, "rare": 3}, tmp_path)
@@ -87,6 +89,8 @@ def test_a_cell_is_the_recipe_with_one_task_and_its_examples(tiny: Path, tmp_pat
         assert again == cell.recipe and list(again.tasks) == [cell.variant]
         assert again.batch == recipe.batch and again.optimizer == recipe.optimizer and again.seed == recipe.seed
         assert not again.mixture.schedule and again.tasks[cell.variant].max_epochs is None
+        assert again.precision.by_layer == again.precision.raising.on == (cell.variant == "long")
+        assert layer_problems(again) == []
 
 
 def outputs(values: Any, targets: Any) -> Outputs:

@@ -20,17 +20,16 @@ from lmrecipes.recipe import Averaging, Recipe
 
 WORKER = ROOT / "tests" / "training" / "averaging_worker.py"
 STEPS = 6
+PURE = {"precision": {"compute": "bf16", "master_weights": "none", "rounding": "kahan"}}
 CASES: dict[str, tuple[int, Any, dict[str, Any]]] = {
     "plain": (1, None, {}),
-    "plain_bf16": (1, None, {"precision.compute": "bf16"}),
-    "pure": (1, None, {"precision": {"compute": "bf16", "master_weights": "none", "rounding": "kahan"}}),
+    "pure": (1, None, PURE),
     "ddp": (2, None, {}),
-    "zero1": (2, 1, {}),
+    "zero1_bf16": (2, 1, {"precision.compute": "bf16"}),
     "zero2": (2, 2, {}),
-    "zero2_bf16": (2, 2, {"precision.compute": "bf16"}),
+    "zero2_pure": (2, 2, PURE),
     "zero2_offload": (2, 2, {"precision.compute": "bf16"}),
     "zero3": (2, 3, {}),
-    "zero3_bf16": (2, 3, {"precision.compute": "bf16"}),
 }
 """Processes, ZeRO stage, changes of the recipe."""
 
@@ -65,8 +64,8 @@ def test_it_is_the_average_that_a_hand_computes(name: str, found: dict[str, dict
     """Of the weights after each applied update; one of the six is skipped, and does not count."""
     case = found[name]
     assert case["updates"] == [STEPS - 1, STEPS - 1]
-    # Weights of `pure` are bf16 themselves: what is put in their place is rounded to 8 bits.
-    assert case["apart"] < (2e-2 if name == "pure" else 1e-6)
+    # Pure weights are bf16 themselves: what is put in their place is rounded to 8 bits.
+    assert case["apart"] < (2e-2 if "pure" in name else 1e-6)
     assert case["moved"] > 1e-4, "it is not the weights themselves"
 
 
@@ -77,7 +76,8 @@ def test_training_goes_on_as_if_nothing_had_been_exchanged(name: str, found: dic
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_checkpoint_holds_it_to_the_last_bit(name: str, found: dict[str, dict[str, Any]]) -> None:
-    assert found[name]["resumed"]
+    # DeepSpeedCPUAdam multiplies beta^step up from step to step, and computes it anew after a load.
+    assert found[name]["resumed"] <= (1e-6 if "offload" in name else 0)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -86,7 +86,7 @@ def test_the_exported_model_is_the_average(name: str, found: dict[str, dict[str,
     assert found[name]["said"] == STEPS - 1 + 2
 
 
-@pytest.mark.parametrize("name", ["ddp", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("name", ["ddp", "zero2", "zero3"])
 def test_it_is_the_same_on_every_engine(name: str, found: dict[str, dict[str, Any]]) -> None:
     """Biases of keys apart, which change no attention: their gradients are noise, and Adam makes steps of noise."""
     for weight, some in found["plain"]["some"].items():
@@ -96,10 +96,11 @@ def test_it_is_the_same_on_every_engine(name: str, found: dict[str, dict[str, An
 def test_its_memory_is_told_and_planned(found: dict[str, dict[str, Any]], tiny: Path) -> None:
     """fp32: four bytes a weight, under ZeRO a rank's part of them."""
     recipe = Recipe.model_validate(make_recipe(tiny, **{"averaging.ema_decay": 0.5}))
+    shapes = shapes_of(recipe, {"long": 3, "rare": 3})
     for name, (world, zero) in {"plain": (1, None), "ddp": (2, None), "pure": (1, None), "zero2": (2, 2)}.items():
-        (row, *_) = compare(recipe, shapes_of(recipe), Hardware("cpu", world), zero).rows
+        (row, *_) = compare(recipe, shapes, Hardware("cpu", world), zero).rows
         planned = total(row.cost.held, "average")
         assert planned == 4 * found[name]["trained"] / (world if zero else 1)
         assert found[name]["bytes"] == pytest.approx(planned, rel=0.05), "but for padding of the parts"
-    without = compare(recipe.model_copy(update={"averaging": Averaging()}), shapes_of(recipe), Hardware("cpu", 1), None)
+    without = compare(recipe.model_copy(update={"averaging": Averaging()}), shapes, Hardware("cpu", 1), None)
     assert total(without.rows[0].cost.held, "average") == 0

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, Run
 from tiny import make_recipe
 
-from lmrecipes.planning.launch_pair import launch_pair
+from lmrecipes.planning.launch_pair import Stage, launch_pair
 from lmrecipes.recipe import Recipe
 
 WORKER = ROOT / "tests" / "training" / "fp16_worker.py"
@@ -26,10 +26,16 @@ def said(run: Run, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     precision = {"compute": "fp16", "loss_scaling": {"initial": 2.0}}
     recipe = make_recipe(tiny, **{"batch.micro_examples": 4, "precision": precision, "schedule.steps": len(SCALES)})
     cases: dict[str, dict[str, Any]] = {"plain": {"recipe": recipe, "deepspeed": None}}
-    for zero in (1, 2, 3):
-        settings = launch_pair(Recipe.model_validate(recipe), zero, "fp16", 1, "cuda").deepspeed
+    engines: dict[str, tuple[Stage, bool]] = {
+        "zero1": (1, False),
+        "zero2": (2, False),
+        "offload": (2, True),
+        "zero3": (3, False),
+    }
+    for name, (zero, offload) in engines.items():
+        settings = launch_pair(Recipe.model_validate(recipe), zero, "fp16", 1, "cuda", offload).deepspeed
         settings["zero_optimization"]["overlap_comm"] = False  # a GPU's
-        cases[f"zero{zero}"] = {"recipe": recipe, "deepspeed": settings}
+        cases[name] = {"recipe": recipe, "deepspeed": settings}
     (out / "order.json").write_text(json.dumps({"cases": cases, "poisoned": POISONED, "out": str(out)}))
     done = run("torchrun", "--standalone", "--nproc_per_node=1", WORKER, out / "order.json", cwd=out)
     assert done.returncode == 0, done.stderr[-6000:]
@@ -37,7 +43,7 @@ def said(run: Run, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return found
 
 
-@pytest.mark.parametrize("engine", ["plain", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("engine", ["plain", "zero1", "zero2", "offload", "zero3"])
 def test_the_scale_follows_what_is_finite_and_a_streak_at_its_smallest_goes_on(
     engine: str, said: dict[str, list[dict[str, Any]]]
 ) -> None:
@@ -45,7 +51,7 @@ def test_the_scale_follows_what_is_finite_and_a_streak_at_its_smallest_goes_on(
     assert [number for number, step in enumerate(said[engine]) if not step["applied"]] == list(POISONED)
 
 
-@pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("engine", ["zero1", "zero2", "offload", "zero3"])
 def test_clipped_gradients_are_those_of_the_loss_without_a_scale(
     engine: str, said: dict[str, list[dict[str, Any]]]
 ) -> None:

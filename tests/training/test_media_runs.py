@@ -124,8 +124,7 @@ def spilled(places: torch.Tensor, vectors: torch.Tensor) -> tuple[torch.Tensor, 
     return places, vectors + vectors.mean(0)
 
 
-@pytest.mark.parametrize("wrong", [misplaced, spilled])
-@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize(("wrong", "layout"), [(misplaced, "packed"), (spilled, "padded")])
 def test_the_probe_sees_what_lies_wrong(
     wrong: Callable[..., Any], layout: str, made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:

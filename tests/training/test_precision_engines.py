@@ -30,7 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 CASES = [
     "fp32-plain", "bf16-plain", "fp16-plain", "reduced-plain", "layers-plain", "pure-plain", "exchanged-plain",
-    "bf16-1", "layers-1", "pure-1", "bf16-2", "layers-2", "pure-2", "bf16-3", "layers-3", "pure-3",
+    "bf16-1", "layers-1", "pure-1", "bf16-2", "bf16-offload", "layers-2", "pure-2", "bf16-3", "layers-3", "pure-3",
     "layers-0", "bf16-0",
 ]  # fmt: skip
 BYTES = {
@@ -42,9 +42,11 @@ ZeRO-3 keeps small weights whole besides, here all of them."""
 
 
 def case(folder: Path, kind: str, engine: str) -> dict[str, Any]:
-    """What the worker is told."""
+    """What the worker is told. engine: a ZeRO stage, stage 2 with its optimizer offloaded, or plain."""
     recipe = make_recipe(folder, **{"batch.micro_examples": 4, "precision": KINDS[kind]})
-    return {"recipe": recipe, "deepspeed": None if engine == "plain" else engine_config(recipe, int(engine), 2)}
+    offload = engine == "offload"
+    zero = "2" if offload else engine
+    return {"recipe": recipe, "deepspeed": None if zero == "plain" else engine_config(recipe, int(zero), 2, offload)}
 
 
 def planted(folder: Path) -> dict[str, dict[str, Any]]:

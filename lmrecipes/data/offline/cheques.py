@@ -2,6 +2,9 @@
 
 Two different amounts make four cheques: both texts with both pictures. So the texts of genuine and of fraudulent
 cheques are the same amounts, and so are the pictures: neither alone says anything.
+
+Amounts have one, two or three digits, equally often. To compare is learned from those of one digit within a few
+thousand cheques, and carries over to longer ones; three digits alone show nothing for far longer.
 """
 
 from __future__ import annotations
@@ -21,13 +24,14 @@ from lmrecipes.data.offline.scans import POOLS, Scans, png, pool_name, scans
 from lmrecipes.data.permutation import hash_key, hash_uniform
 
 PLACES = ("hundreds", "tens", "units")
-PAIRS = 2500
+PAIRS = 3000
 """Pairs of amounts in `cheques`."""
 READINGS = 9000
 """Rows of `cheque_amounts`."""
-HEIGHT, WIDTH = 40, 120
+BOX = 32
+"""Side of the box of one digit, in pixels."""
+HEIGHT, WIDTH = BOX, BOX * len(PLACES)
 """Pixels of a picture."""
-GLYPH = 38
 _INKS = ((18, 24, 66), (20, 20, 20), (24, 52, 120), (52, 18, 40))
 _PAPERS = 32
 
@@ -35,7 +39,7 @@ _PAPERS = 32
 def cheques(folder: Path) -> list[Row]:
     """Columns text, image, label (genuine or fraud). Group: the pool of the picture's scans. folder: scikit-learn's.
 
-    The picture of a fraud has one digit changed, or two digits swapped.
+    In one half of the frauds all digits differ; in the other one has changed, or two are swapped.
     """
     found, rows = scans(folder), []
     for pair, (first, second) in enumerate(_pairs()):
@@ -55,15 +59,14 @@ def cheque_amounts(folder: Path) -> list[Row]:
     read. The same words alone are always of one group.
     """
     found, rows = scans(folder), []
-    amounts = 100 + (900 * _uniform("amounts", READINGS)).astype(int)
-    for number, amount in enumerate(map(int, amounts)):
+    for number, amount in enumerate(_amounts("amounts", READINGS)):
         name, kind = f"amounts {number}", number // POOLS % 6
         text, picture, pool = phrased(amount, name), None, number % POOLS
         if kind == 0:
             pool = hash_key("words", text.casefold()) % POOLS
         else:
             picture = {"bytes": png(draw(found, pool, amount, name)), "path": None}
-        label = [f"{place} {digit}" for place, digit in zip(PLACES, str(amount), strict=True)]
+        label = [f"{PLACES[place]} {digit}" for place, digit in _placed(amount)]
         said = text if kind < 2 else None
         rows.append({"text": said, "image": picture, "label": label, "group": pool_name(pool)})
     return rows
@@ -73,20 +76,34 @@ def _uniform(purpose: str, count: int) -> NDArray[np.float64]:
     return hash_uniform(hash_key("cheques", purpose), np.arange(count))
 
 
+def _amounts(purpose: str, count: int) -> list[int]:
+    """From 2, as "one pounds" is nobody's phrase, to 999: as many of one digit as of two and of three."""
+    lows, highs = np.array([2, 10, 100]), np.array([10, 100, 1000])
+    kind = (3 * _uniform(f"{purpose}, digits", count)).astype(int)
+    return (lows[kind] + ((highs - lows)[kind] * _uniform(purpose, count)).astype(int)).tolist()
+
+
+def _placed(amount: int) -> Iterator[tuple[int, int]]:
+    """Digits and their places, 0 being the hundreds."""
+    digits = str(amount)
+    return zip(range(len(PLACES) - len(digits), len(PLACES)), map(int, digits), strict=True)
+
+
 def _pairs() -> Iterator[tuple[int, int]]:
-    """Two amounts of three digits each that differ in one digit, or by two digits that changed places."""
-    kinds, changes = _uniform("kind", 2 * PAIRS), _uniform("change", 2 * PAIRS)
-    amounts = 100 + (900 * _uniform("first", 2 * PAIRS)).astype(int)
-    given = 0
-    for amount, kind, change in zip(amounts.tolist(), kinds.tolist(), changes.tolist(), strict=True):
-        digits, place = [int(digit) for digit in str(amount)], int(3 * change)
-        if kind < 0.3:
-            other = (place + 1) % 3
+    """Two amounts of as many digits that differ in all digits, in one, or by two that changed places."""
+    kinds, changes, given = _uniform("kind", 2 * PAIRS), _uniform("change", 2 * PAIRS), 0
+    for amount, kind, change in zip(_amounts("first", 2 * PAIRS), kinds.tolist(), changes.tolist(), strict=True):
+        digits = [int(digit) for digit in str(amount)]
+        place, by = divmod(int(9 * len(digits) * change), 9)
+        if kind < 0.5:
+            digits = [(digit + 1 + (by + 4 * at) % 9) % 10 for at, digit in enumerate(digits)]
+        elif kind < 0.65:
+            other = (place + 1) % len(digits)
             digits[place], digits[other] = digits[other], digits[place]
         else:
-            digits[place] = (digits[place] + 1 + int(9 * (3 * change % 1))) % 10
+            digits[place] = (digits[place] + 1 + by) % 10
         second = int("".join(map(str, digits)))
-        if second != amount and second >= 100:
+        if second not in (amount, 0, 1) and digits[0]:
             yield amount, second
             given += 1
         if given == PAIRS:
@@ -94,32 +111,27 @@ def _pairs() -> Iterator[tuple[int, int]]:
 
 
 def draw(found: Scans, pool: int, amount: int, name: str) -> Image.Image:
-    """An amount in digits of one pool, written unevenly on tinted paper with wavy lines."""
-    u = hash_uniform(hash_key("draw", name), np.arange(32)).tolist()
+    """An amount in digits of one pool, one in each box from the right, on tinted paper with wavy lines."""
+    u = hash_uniform(hash_key("draw", name), np.arange(2 + 6 * len(PLACES))).tolist()
     ink = Image.new("L", (WIDTH, HEIGHT))
-    left = 1 + 10 * u[0]
-    for digit in str(amount):
-        scan, *shape, up, gap = u[-7:]
-        u = u[:-7]
-        choices = found.of(int(digit), pool)
-        glyph = _glyph(found.ink[choices[int(len(choices) * scan)]], *shape)
-        corner = (round(left), round((HEIGHT - GLYPH) / 2 + 6 * up - 3))
-        ink.paste(255, corner, glyph)
-        left += 28 + 7 * gap
-    paper, colour = _paper(int(_PAPERS * u[1])), _INKS[int(len(_INKS) * u[2])]
+    for place, digit in _placed(amount):
+        scan, turn, wide, high, across, down = u[2 + 6 * place :][:6]
+        choices = found.of(digit, pool)
+        glyph = _glyph(found.ink[choices[int(len(choices) * scan)]], turn, wide, high)
+        ink.paste(glyph, (BOX * place + round(4 * across - 2), round(4 * down - 2)))
+    paper, colour = _paper(int(_PAPERS * u[0])), _INKS[int(len(_INKS) * u[1])]
     return Image.composite(Image.new("RGB", ink.size, colour), paper, ink)
 
 
-def _glyph(ink: NDArray[np.uint8], turn: float, slant: float, wide: float, high: float) -> Image.Image:
-    """A scan, 24 to 34 pixels large, turned by up to 8 degrees and slanted."""
-    angle, skew = math.radians(16 * turn - 8), 0.4 * slant - 0.2
-    across, along = 8 / (24 + 10 * wide), 8 / (26 + 8 * high)
-    a, b = across * (math.cos(angle) - skew * math.sin(angle)), across * (math.sin(angle) + skew * math.cos(angle))
+def _glyph(ink: NDArray[np.uint8], turn: float, wide: float, high: float) -> Image.Image:
+    """A scan of 8 x 8 cells, 24 to 30 pixels large, turned by up to 6 degrees."""
+    angle, across, along = math.radians(12 * turn - 6), 8 / (24 + 6 * wide), 8 / (24 + 6 * high)
+    a, b = across * math.cos(angle), across * math.sin(angle)
     c, d = -along * math.sin(angle), along * math.cos(angle)
-    middle, half = ink.shape[0] / 2 + 1, GLYPH / 2
+    middle, half = ink.shape[0] / 2 + 1, BOX / 2
     matrix = (a, b, middle - (a + b) * half, c, d, middle - (c + d) * half)
     scan = Image.fromarray(np.pad(ink, 1))
-    return scan.transform((GLYPH, GLYPH), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+    return scan.transform((BOX, BOX), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
 
 
 @cache
