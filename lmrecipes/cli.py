@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
+from lmrecipes.check import CheckOptions, problem_table, problems_of
 from lmrecipes.configure import ConfigureOptions, configure
 from lmrecipes.evaluate import EvaluateOptions, evaluate, print_answer
 from lmrecipes.flags import Options, parse
@@ -27,26 +25,13 @@ from lmrecipes.problems import InputError, Problem, did_you_mean
 from lmrecipes.publishing.export import ExportOptions, export_run
 from lmrecipes.recipe import Recipe
 from lmrecipes.recipe_files import RecipeFile, find_recipe, recipe_names, recipe_path, summary
+from lmrecipes.report import ReportOptions, report
 
 
 @dataclass(frozen=True)
 class JsonOption:
     """Flags of commands that print facts."""
 
-    json: bool = False
-    """Machine-readable output."""
-
-
-@dataclass(frozen=True)
-class CheckOptions:
-    """Flags of `lmrecipes check`."""
-
-    deepspeed: Path | None = None
-    """The DeepSpeed JSON to check. None with no --accelerate: every pair in the recipe's folder."""
-    accelerate: Path | None = None
-    """The Accelerate YAML to check."""
-    hardware: str | None = None
-    """For example 2xcpu or 8xA100-80GB. None: this machine."""
     json: bool = False
     """Machine-readable output."""
 
@@ -66,18 +51,6 @@ class AssetsOptions:
 @dataclass(frozen=True)
 class NoOptions:
     """A command without flags."""
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """Arguments of `lmrecipes report`."""
-
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
-    """The runs' folders."""
-    to: Path | None = None
-    """The page. None: report.html in the first run's folder."""
-    readme: Path | None = None
-    """Also write the first run's results table between the markers `<!-- results -->` of this README."""
 
 
 def main() -> None:
@@ -217,38 +190,20 @@ def _check(args: Sequence[str]) -> int:
 
     Exit code 0: none, 1: warnings only, 2: errors.
     """
-    from lmrecipes.machine import this_machine
-    from lmrecipes.planning.check import check_data, check_layers, check_recipe, check_teacher, check_tokens
-    from lmrecipes.planning.hardware import Hardware
-
     try:
         file, options, recipe = _recipe(args, CheckOptions, "check")
-        hardware = Hardware.parse(options.hardware) if options.hardware else this_machine()
-        explicit = options.hardware is not None
-        problems = check_recipe(recipe, file.folder, options.deepspeed, options.accelerate, hardware, explicit)
-        problems += check_data(recipe) + check_tokens(recipe) + check_layers(recipe) + check_teacher(recipe)
+        problems = problems_of(recipe, file.folder, options)
     except InputError as error:
         problems = error.problems
     if "--json" in args:
         _print_json([problem.as_dict() for problem in problems])
     elif problems:
-        Console().print(_problem_table(problems))
+        Console().print(problem_table(problems))
         errors = sum(problem.severity == "error" for problem in problems)
         print(f"errors: {errors}, warnings: {len(problems) - errors}")
     else:
         print(f"{args[0]}: no problems")
     return 2 if any(problem.severity == "error" for problem in problems) else 1 if problems else 0
-
-
-def _problem_table(problems: Sequence[Problem]) -> Table:
-    table = Table(box=SIMPLE_HEAD, show_lines=True, padding=(0, 1, 0, 0))
-    table.add_column("problem", no_wrap=True)
-    table.add_column("where, what and how to fix it", overflow="fold")
-    for problem in problems:
-        colour = "red" if problem.severity == "error" else "yellow"
-        text = Text.assemble((problem.where, "bold"), f"\n{problem.what}\n", (f"fix: {problem.fix}", "green"))
-        table.add_row(Text.assemble(problem.id, (f"\n{problem.severity}", colour)), text)
-    return table
 
 
 def _configure(args: Sequence[str]) -> int:
@@ -378,25 +333,7 @@ def _export(args: Sequence[str]) -> int:
 def _report(args: Sequence[str]) -> int:
     """One self-contained HTML page of one run, or comparing several."""
     options = _parse(ReportOptions, args, "report")
-    if not options.runs:
-        what, fix = "no RUN given", "write `lmrecipes report RUN [RUN ...]`"
-        raise InputError(Problem("lmrecipes report", what, fix, "argument-missing"))
-    from lmrecipes.run_folder import open_run
-    from lmrecipes.tracking.report import write_report
-    from lmrecipes.tracking.results import markdown_results, write_results_into
-
-    folders = [open_run(run) for run in options.runs]
-    print(write_report([folder.path for folder in folders], options.to or folders[0].report))
-    if options.readme is not None:
-        evaluation, environment = folders[0].evaluation, json.loads(folders[0].environment.read_text(encoding="utf-8"))
-        if not evaluation.is_file():
-            raise InputError(Problem(str(folders[0].path), "the run has no results yet", "finish it", "run-unfinished"))
-        results = markdown_results(json.loads(evaluation.read_text(encoding="utf-8")), environment)
-        if folders[0].combined.is_file():
-            from lmrecipes.combine.markdown import markdown_combination
-
-            results = markdown_combination(json.loads(folders[0].combined.read_text(encoding="utf-8")), environment)
-        write_results_into(options.readme, results)
+    print(report(options))
     return 0
 
 

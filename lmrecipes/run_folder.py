@@ -41,6 +41,11 @@ FREE_ON_RESUME = (
 )
 """Fields that a resumed run may change: none of them touches what a step is."""
 
+INT8_FOLDER = "model-int8"
+"""Beside an exported model, or a member of a combination: the same in int8, see `lmrecipes.inference.int8_graph`."""
+DERIVED = (f"{INT8_FOLDER}*", f".{INT8_FOLDER}*")
+"""What is made of a model for this machine and goes nowhere with it."""
+
 
 @dataclass(frozen=True)
 class RunFolder:

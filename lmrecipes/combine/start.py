@@ -18,6 +18,7 @@ from lmrecipes.combine.options import CombineOptions, check_options
 from lmrecipes.combine.panel import FITS, Panel
 from lmrecipes.combine.soup import require_soup
 from lmrecipes.combine.written import combined_recipe, results, write_blended_model, write_run
+from lmrecipes.files import sync_folder
 from lmrecipes.recipe_files import recipe_from_yaml
 from lmrecipes.run_folder import RunFolder, new_run, open_run
 from lmrecipes.training.evaluation import score_outputs
@@ -84,5 +85,8 @@ def _combine(options: CombineOptions, runs: list[RunFolder], scratch: Path) -> d
     of_members = {
         one.name: score_outputs(panel.tasks, own, one.test) for one, own in zip(panel.said, panel.specs, strict=True)
     }
-    write_run(run, recipe, model, made, results(run, recipe, scores, runs, of_members, facts))
+    whole = RunFolder(scratch / "run" / run.path.resolve().name)
+    write_run(whole, recipe, model, made, results(run, recipe, scores, runs, of_members, facts))
+    whole.path.replace(run.path)
+    sync_folder(run.path.absolute().parent)
     return made

@@ -15,7 +15,7 @@ from lmrecipes.models.heads import HeadSpec
 from lmrecipes.publishing.card import README, write_card
 from lmrecipes.ranks import launch_command
 from lmrecipes.recipe import TOKEN_KINDS, Recipe, Task
-from lmrecipes.run_folder import RunFolder, write_environment, write_recipe
+from lmrecipes.run_folder import DERIVED, RunFolder, write_environment, write_recipe
 from lmrecipes.tracking.report import write_report
 from lmrecipes.training.evaluation import Scores
 
@@ -26,7 +26,7 @@ def write_member(run: RunFolder, to: Path, with_model: bool = True) -> None:
     to.mkdir(parents=True)
     shutil.copy2(run.recipe, to / "recipe.yaml")
     if with_model:
-        ignored = shutil.ignore_patterns(README, "adapter")
+        ignored = shutil.ignore_patterns(README, "adapter", *DERIVED)
         shutil.copytree(run.model, to / "model", ignore=ignored, copy_function=link_or_copy)
 
 
@@ -98,8 +98,8 @@ def results(
 def write_run(
     run: RunFolder, recipe: Recipe, model: Path, facts: Mapping[str, Any], evaluation: Mapping[str, Any]
 ) -> None:
-    """A finished run's folder with its card and report; `model` is moved into it."""
-    run.path.mkdir(parents=True, exist_ok=True)
+    """A finished run's new folder with its card and report; `model` is moved into it."""
+    run.path.mkdir(parents=True)
     write_recipe(run, recipe)
     write_environment(run, {"world_size": 1, "precision": recipe.precision.compute, "command": launch_command()})
     sync_tree(model)

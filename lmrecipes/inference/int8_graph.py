@@ -28,11 +28,10 @@ from lmrecipes.files import write_json
 from lmrecipes.inference.exported import ExportedModel, load_exported
 from lmrecipes.models.mlp import MlpTrunk
 from lmrecipes.models.multitask import MultiTaskModel
-from lmrecipes.run_folder import RunFolder, replace_folder
+from lmrecipes.run_folder import INT8_FOLDER, RunFolder, replace_folder
 
 log = logging.getLogger(__name__)
 
-FOLDER = "model-int8"
 GRAPH_VERSION = 1
 """Raise it when another graph comes of the same model."""
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -59,7 +58,7 @@ class Int8Graph:
 
 def int8_graph(run: RunFolder) -> Int8Graph:
     """The run's graph, made now where there is none of this very model. Raises NoGraph where it cannot be made."""
-    folder = run.path / FOLDER
+    folder = run.path / INT8_FOLDER
     made_of = _state(run.model)
     facts = _facts(folder)
     if facts.get("made_of") != made_of:
@@ -88,7 +87,7 @@ def _state(model: Path) -> list[Any]:
 
 def model_state(model: Path) -> list[list[Any]]:
     """What changes when an exported model, or a member of a combination, does: names, sizes and times of its files."""
-    made_here = model.rglob(f"{FOLDER}/*")
+    made_here = model.rglob(f"{INT8_FOLDER}/*")
     files = sorted({path for path in model.rglob("*.*") if path.suffix in (".json", ".safetensors")} - {*made_here})
     return [[str(path.relative_to(model)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 

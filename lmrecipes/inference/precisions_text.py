@@ -80,6 +80,11 @@ def _tasks(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 rows.append((*start, "", "", "", ""))
                 continue
             met = task["bound"] is not None and task["bound"] <= found["margin"]
-            apart = [f"{task[key]:.4f}" if task[key] is not None else number(None) for key in ("drop", "bound")]
+            apart = [_signed(task[key]) for key in ("drop", "bound")]
             rows.append((*start, *apart, f"{task['agreement']:.1%}", "met" if met else "not met"))
     return rows
+
+
+def _signed(value: float | None) -> str:
+    """Four places, and no -0."""
+    return number(None) if value is None else f"{round(value, 4) + 0.0:.4f}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,14 +55,14 @@ def predict_tables(predictor: RowPredictor, options: PredictOptions, tasks: Sequ
                 if answering is None or writer is None:
                     answering = _Answering.of(predictor, table, block, tasks, options)
                     writer = _writer(table, options.to, output, answering)
+                    stack.callback(writer.close)
                 found, bad = answering(table, block)
                 writer.write(block, found)
                 unread += bad
                 advance(len(block.rows))
         if writer is None:  # no row at all
             answering = _Answering.of(predictor, tables[0], Block([], str), tasks, options)
-            writer = _writer(tables[0], options.to, output, answering)
-        writer.close()
+            _writer(tables[0], options.to, output, answering).close()
     if unread:
         log.warning("%s row(s) could not be read: their answers are null", f"{unread:,}")
     return unread
@@ -86,7 +86,7 @@ class _Answering:
         """For tables like this one, whose first block is known. Raises InputError where columns are missing."""
         have = set(table.columns or ()).union(*first.rows)
         lacking = {task: _lacking(predictor.columns(task), have, table) for task in tasks or predictor.specs}
-        known = table.columns is not None or bool(first.rows)
+        known = table.columns is not None or any(first.rows)
         absent = [task for task, missing in lacking.items() if missing and known]
         usable = [task for task in lacking if task not in absent]
         if absent and (tasks is not None or not usable):
@@ -110,9 +110,11 @@ class _Answering:
                 what = f"it has a column {min(clash)!r}, as the answers do, and the first rows had none"
                 raise InputError(Problem(block.place(number), what, "rename it", "column-repeated"))
         found: list[dict[str, Any]] = [dict.fromkeys(self.names.values()) for _ in block.rows]
-        unread: set[int] = set()
+        if block.broken and not self.skip:
+            raise _refused(block, block.broken)
+        unread = set(block.broken)
         for columns, tasks in self.groups.items():
-            rows = [_as_read(row, columns, table) for row in block.rows]
+            rows = [_as_read(row, columns, table) if row else row for row in block.rows]
             good, values = self._predicted(block, rows, tasks)
             unread.update(set(range(len(rows))) - set(good))
             for task in tasks:
@@ -123,21 +125,17 @@ class _Answering:
 
     def _predicted(self, block: Block, rows: list[Row], tasks: list[str]) -> tuple[list[int], dict[str, Any]]:
         """The numbers of the rows that can be read, and their values."""
-        good = list(range(len(rows)))
-        try:
-            return good, self.predictor.predict(rows, tasks)
-        except RowsRefused as bad:
-            if not self.skip:
-                raise _refused(block, bad.rows) from None
-            good = [number for number in good if number not in bad.rows]
-        while True:  # members of a combination may refuse others
+        good = [number for number in range(len(rows)) if number not in block.broken]
+        while True:  # members of a combination refuse one after the other
             try:
                 return good, self.predictor.predict([rows[number] for number in good], tasks)
             except RowsRefused as bad:
+                if not self.skip:
+                    raise _refused(block, {good[at]: why for at, why in bad.rows.items()}) from None
                 good = [number for at, number in enumerate(good) if at not in bad.rows]
 
 
-def _refused(block: Block, bad: dict[int, str]) -> InputError:
+def _refused(block: Block, bad: Mapping[int, str]) -> InputError:
     fix = "repair the rows, or answer null with --on-bad-row skip"
     more = f"; and {len(bad) - SHOWN} more like it nearby" if len(bad) > SHOWN else ""
     shown = list(bad.items())[:SHOWN]

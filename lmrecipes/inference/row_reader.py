@@ -15,9 +15,11 @@ from lmrecipes.data.conversations import BadRow
 from lmrecipes.data.ids import IdsRule
 from lmrecipes.data.inputs import Spec
 from lmrecipes.data.media import MediaArrays
-from lmrecipes.data.media_cells import Read, lacks
-from lmrecipes.data.targets import require_text
-from lmrecipes.data.texts import tokenise
+from lmrecipes.data.media_cells import lacks
+from lmrecipes.data.media_readers import MediaReaders
+from lmrecipes.data.media_rows import MediaEncoder
+from lmrecipes.data.targets import Piece, require_text
+from lmrecipes.data.texts import TextEncoder
 from lmrecipes.data.tokenizer import load_tokenizer
 from lmrecipes.inference.row_predictor import Columns, Row, RowsRefused
 from lmrecipes.recipe import Recipe
@@ -48,15 +50,6 @@ class ReadRows:
         return np.diff(self.offsets)
 
 
-@dataclass
-class _Cells:
-    """The inputs of rows, checked: texts, in place of ids int32 arrays, and decoded images and clips; None: lacking."""
-
-    texts: list[Any] = field(default_factory=list)
-    pairs: list[str] = field(default_factory=list)
-    media: dict[Modality, list[NDArray[Any] | None]] = field(default_factory=dict)
-
-
 class RowReader:
     """Reads rows for the tasks with labels of one exported model.
 
@@ -69,84 +62,68 @@ class RowReader:
         folder: Path | None,
     ) -> None:  # fmt: skip
         self.inputs, self.vocabulary, self.exactly, self.folder = dict(inputs), vocabulary, exactly, folder
-        self.readings = {
-            name: Reading(Columns.of(task.source), task.max_length or recipe.model.longest)
-            for name, task in recipe.tasks.items()
-            if not task.of_tokens
-        }
+        self.readings: dict[str, Reading] = {}
+        self.media: dict[Reading, MediaReaders] = {}
+        for name, task in recipe.tasks.items():
+            if not task.of_tokens:
+                reading = Reading(Columns.of(task.source), task.max_length or recipe.model.longest)
+                self.readings[name] = reading
+                self.media[reading] = MediaReaders(task.source, self.inputs)
         texts = any(reading.columns.text is not None for reading in self.readings.values())
         self.tokenizer = load_tokenizer(str(model)) if texts else None
 
     def read(self, rows: Sequence[Row], reading: Reading) -> ReadRows:
         """The rows as examples. Raises RowsRefused."""
-        columns, cells, bad = reading.columns, _Cells(), {}
-        readers = {modality: self._reader(modality, columns) for modality in columns.media}
+        columns, bad = reading.columns, dict[int, str]()
+        piece = Piece(pairs=None if columns.text_pair is None else [], media={m: [] for m in columns.media})
         for number, row in enumerate(rows):
             try:
-                self._check(row, columns, readers, cells)
+                self._add(piece, row, reading)
             except BadRow as reason:
                 bad[number] = str(reason)
         if bad:
             raise RowsRefused(bad)
-        return self._encoded(cells, reading)
-
-    def _check(self, row: Row, columns: Columns, readers: Mapping[Modality, Read], cells: _Cells) -> None:
-        """Add a row's inputs. Raises BadRow."""
         if columns.ids is not None:
-            cells.texts.append(IdsRule(columns.ids, self.vocabulary, self.exactly)(_cell(row, columns.ids)))
+            cut = [ids[: reading.max_length] for ids in piece.texts]
+            lengths = np.fromiter(map(len, cut), np.int64, len(cut))
+            return ReadRows(np.concatenate([np.zeros(0, np.int32), *cut]), _ends(lengths), None, _no_targets(lengths))
+        return self._encoded(piece, reading)
+
+    def _add(self, piece: Piece, row: Row, reading: Reading) -> None:
+        """A row's inputs; it may lack its text, or some of its media, but not all. Raises BadRow."""
+        columns = reading.columns
+        if columns.ids is not None:
+            piece.texts.append(IdsRule(columns.ids, self.vocabulary, self.exactly)(_cell(row, columns.ids)))
             return
-        several = len(readers) + (columns.text is not None) > 1
-        found: dict[Modality, NDArray[Any] | None] = {}
-        text = pair = None
-        if columns.text is not None and not (several and lacks(row.get(columns.text))):
-            text = _text(row, columns.text)
-            pair = None if columns.text_pair is None else _text(row, columns.text_pair)
-        for modality, read in readers.items():
-            column = getattr(columns, modality)
-            absent = several and lacks(row.get(column))
-            found[modality] = None if absent else read(_cell(row, column), self.folder).values
-        if text is None and all(values is None for values in found.values()):
+        media = self.media[reading]({m: row.get(getattr(columns, m)) for m in columns.media}, self.folder)
+        if isinstance(media, BadRow):
+            raise media
+        of_text = [column for column in (columns.text, columns.text_pair) if column is not None]
+        texts: list[str | None] = [None] * len(of_text)
+        if of_text and not (columns.media and all(lacks(row.get(column)) for column in of_text)):
+            texts = [_text(row, column) for column in of_text]
+        elif not media:
             raise BadRow(f"it has none of {', '.join(map(repr, columns.named.values()))}")
-        cells.texts.append(text)
-        cells.pairs.append(pair or "")
-        for modality, values in found.items():
-            cells.media.setdefault(modality, []).append(values)
+        piece.texts.append(texts[0] if texts else None)
+        if piece.pairs is not None:
+            piece.pairs.append(texts[1] or "")
+        for modality, items in piece.media.items():
+            items.append(media[modality].values if modality in media else None)
 
-    def _reader(self, modality: Modality, columns: Columns) -> Read:
-        """What reads the cells of a column of images or clips."""
-        from lmrecipes.data.audio import AudioReader
-        from lmrecipes.data.images import ImageReader
-
-        reader: Any = ImageReader if modality == "image" else AudioReader
-        found: Read = reader(getattr(columns, modality), self.inputs[modality])
-        return found
-
-    def _encoded(self, cells: _Cells, reading: Reading) -> ReadRows:
-        """Tokens, and after them a place of id 0 for each position of an image or clip."""
-        count, types = len(cells.texts), None
-        if reading.columns.ids is not None:
-            cut = [ids[: reading.max_length] for ids in cells.texts]
-            tokens = np.concatenate(cut) if cut else np.zeros(0, np.int32)
-            return _rows(tokens, np.fromiter(map(len, cut), np.int64, count), None, {})
-        present = np.array([text is not None for text in cells.texts], bool)
-        lengths, tokens = np.zeros(count, np.int64), np.zeros(0, np.int32)
-        if present.any():
-            texts = [text for text in cells.texts if text is not None]
-            pairs = None
-            if reading.columns.text_pair is not None:
-                pairs = [pair for pair, there in zip(cells.pairs, present, strict=True) if there]
-            found = tokenise(self.tokenizer, texts, pairs, reading.max_length)
-            lengths[present], tokens, types = found.lengths, found.ids, found.types
-            if len(empty := np.flatnonzero(present & (lengths == 0))):
-                raise RowsRefused({int(number): "the tokenizer finds no token in it" for number in empty})
-        if not cells.media:
-            return _rows(tokens, lengths, types, {})
-        media = {modality: _arrays(values, self.inputs[modality]) for modality, values in cells.media.items()}
-        more = np.sum([arrays.positions_of(np.arange(count)) for arrays in media.values()], axis=0, dtype=np.int64)
-        ends = np.cumsum(lengths)
-        gaps = np.repeat(ends, more)
-        types = None if types is None else np.insert(types, gaps, 0)
-        return _rows(np.insert(tokens, gaps, 0), lengths + more, types, media)
+    def _encoded(self, piece: Piece, reading: Reading) -> ReadRows:
+        """As training encodes them. Raises RowsRefused for texts without a token."""
+        texts = None
+        if reading.columns.text is not None:
+            texts = TextEncoder(self.tokenizer, reading.max_length, "")
+        found = MediaEncoder(texts, {m: self.inputs[m] for m in reading.columns.media})("", piece)
+        media = {m: MediaArrays(values, _ends(held), self.inputs[m]) for m, (values, held) in found.media.items()}
+        rows, of_text = np.arange(len(piece)), found.lengths.copy()
+        for arrays in media.values():
+            of_text -= arrays.positions_of(rows)
+        written = np.array([text is not None for text in piece.texts], bool)
+        if len(empty := np.flatnonzero(written & (of_text == 0))):
+            raise RowsRefused({int(number): "the tokenizer finds no token in it" for number in empty})
+        return ReadRows(found.ids, _ends(found.lengths), found.types, _no_targets(found.lengths), media)
 
 
 def _cell(row: Row, column: str) -> Any:
@@ -161,17 +138,10 @@ def _text(row: Row, column: str) -> str:
     return str(text)
 
 
-def _arrays(values: Sequence[NDArray[Any] | None], spec: Spec) -> MediaArrays:
-    """Decoded images or clips, some of them lacking, end to end."""
-    image = len(there := [v for v in values if v is not None]) > 0 and there[0].ndim == 3
-    counts = [0 if v is None else 1 if image else len(v) for v in values]
-    joined = (np.stack if image else np.concatenate)(there) if there else np.zeros(0, np.uint8)
-    return MediaArrays(joined, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), spec)
+def _ends(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each begins, and where the last ends, [n + 1]."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
-def _rows(
-    tokens: NDArray[Any], lengths: NDArray[np.int64], types: NDArray[np.uint8] | None,
-    media: Mapping[Modality, MediaArrays],
-) -> ReadRows:  # fmt: skip
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return ReadRows(tokens, offsets, types, np.zeros(len(lengths), np.int32), media)
+def _no_targets(lengths: NDArray[np.int64]) -> NDArray[np.int32]:
+    return np.zeros(len(lengths), np.int32)

@@ -6,7 +6,7 @@ import base64
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -24,11 +24,12 @@ FORMATS = (".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 @dataclass(frozen=True)
 class Block:
     """Some rows with all their cells. place(i) tells a person where row i stands. table: of Parquet the cells as they
-    are in the file."""
+    are in the file. broken: why rows that have no cells are no rows at all, by number."""
 
     rows: list[dict[str, Any]]
     place: Callable[[int], str]
     table: Any = None
+    broken: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def open_table(path: Path) -> Table:
         fix = f"use one of {listing(FORMATS)}"
         raise InputError(Problem(str(path), f"unknown format {path.suffix!r}", fix, "file-format"))
     read = _objects if suffix == ".jsonl" else _lines
-    return Table(suffix, path.parent, _in_blocks(read(_opened(path), str(path)), str(path), "line"))
+    return Table(suffix, path.parent, _in_blocks(read(_opened(path)), str(path), "line"))
 
 
 def open_stream(stream: IO[bytes], title: str = "standard input") -> Table:
@@ -73,7 +74,7 @@ def open_stream(stream: IO[bytes], title: str = "standard input") -> Table:
         is_object = False
     lines = chain(leading, stream)
     read = _objects if is_object else _lines
-    return Table(".jsonl" if is_object else ".txt", Path(), _in_blocks(read(lines, title), title, "line"))
+    return Table(".jsonl" if is_object else ".txt", Path(), _in_blocks(read(lines), title, "line"))
 
 
 def _opened(path: Path) -> Iterator[bytes]:
@@ -81,47 +82,51 @@ def _opened(path: Path) -> Iterator[bytes]:
         yield from lines
 
 
-Numbered = Iterator[tuple[int, int, dict[str, Any]]]
-"""The number of each row's line, its size and its cells."""
+Numbered = Iterator[tuple[int, int, dict[str, Any] | str]]
+"""The number of each row's line, its size and its cells, or why it has none."""
 
 
-def _objects(lines: Iterable[bytes], title: str) -> Numbered:
+def _objects(lines: Iterable[bytes]) -> Numbered:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        row: dict[str, Any] | str
         try:
-            row = json.loads(line)
+            found = json.loads(line)
+            row = found if isinstance(found, dict) else f"not a JSON object but a {type(found).__name__}"
         except json.JSONDecodeError as error:
-            raise _broken(f"{title} line {number}", f"{error.msg} (column {error.colno})") from None
+            row = f"{error.msg} (column {error.colno})"
         except UnicodeDecodeError as error:
-            raise _broken(f"{title} line {number}", f"not UTF-8 ({error.reason})") from None
-        if not isinstance(row, dict):
-            raise _broken(f"{title} line {number}", f"not a JSON object but a {type(row).__name__}")
+            row = f"not UTF-8 ({error.reason})"
         yield number, len(line), row
 
 
-def _lines(lines: Iterable[bytes], title: str) -> Numbered:
+def _lines(lines: Iterable[bytes]) -> Numbered:
     for number, line in enumerate(lines, 1):
+        row: dict[str, Any] | str
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            row = {TEXT: line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")}
         except UnicodeDecodeError as error:
-            raise _broken(f"{title} line {number}", f"not UTF-8 ({error.reason})") from None
-        yield number, len(line), {TEXT: text}
+            row = f"not UTF-8 ({error.reason})"
+        yield number, len(line), row
 
 
 def _in_blocks(rows: Numbered, title: str, unit: str) -> Iterator[Block]:
     held: list[dict[str, Any]] = []
     numbers: list[int] = []
+    broken: dict[int, str] = {}
     size = 0
     for number, length, row in rows:
+        if isinstance(row, str):
+            broken[len(held)], row = row, {}
         held.append(row)
         numbers.append(number)
         size += length
         if len(held) >= BLOCK_ROWS or size >= BLOCK_CHARACTERS:
-            yield Block(held, _places(title, unit, numbers))
-            held, numbers, size = [], [], 0
+            yield Block(held, _places(title, unit, numbers), broken=broken)
+            held, numbers, broken, size = [], [], {}, 0
     if held:
-        yield Block(held, _places(title, unit, numbers))
+        yield Block(held, _places(title, unit, numbers), broken=broken)
 
 
 def _places(title: str, unit: str, numbers: Sequence[int]) -> Callable[[int], str]:

@@ -14,7 +14,7 @@ import tyro
 from lmrecipes.files import link_or_copy
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.publishing.card import MEMBERS, README, model_card
-from lmrecipes.run_folder import RunFolder, open_run
+from lmrecipes.run_folder import DERIVED, RunFolder, open_run
 
 ADAPTER = "adapter"
 WITH_ADAPTER = (
@@ -91,13 +91,13 @@ def _written(run: RunFolder, options: ExportOptions, to: Path, name: str, copy: 
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
-        card = shutil.ignore_patterns(ADAPTER, README)
+        left_out = shutil.ignore_patterns(ADAPTER, README, *DERIVED)
         if options.adapter:
             shutil.copytree(run.model / ADAPTER, partial, copy_function=copy)
             for file in (file for pattern in WITH_ADAPTER for file in run.model.glob(pattern)):
                 copy(str(file), str(partial / file.name))
         else:
-            shutil.copytree(run.model, partial, ignore=card, copy_function=copy)
+            shutil.copytree(run.model, partial, ignore=left_out, copy_function=copy)
         text = model_card(run, name, options.adapter, options.push_to_hub is not None)
         (partial / README).write_text(text, encoding="utf-8")
         partial.replace(to)

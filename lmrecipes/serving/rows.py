@@ -42,13 +42,14 @@ def test_rows(recipe: Recipe, name: str, most: int) -> list[Question]:
     """Rows of a task's test split, JSON-ready: cells by column, files as base64."""
     task = recipe.tasks[name]
     columns = Columns.of(task.source).named
-    ranked = ((hash_uniform(hash_key("latency"), np.array([at]))[0], at, row)
-              for at, row in enumerate(_test_cells(name, recipe)))  # fmt: skip
-    return [_sendable(row, columns, f"tasks.{name}.source") for _, _, row in heapq.nsmallest(most, ranked)]
+    ranked = ((hash_uniform(hash_key("latency"), np.array([at]))[0], at, cells)
+              for at, cells in enumerate(_test_cells(name, recipe)))  # fmt: skip
+    chosen = [cells for _, _, cells in heapq.nsmallest(most, ranked)]
+    return [_sendable(row, folder, columns, f"tasks.{name}.source") for row, folder in chosen]
 
 
-def _test_cells(name: str, recipe: Recipe) -> Iterator[Mapping[str, Any]]:
-    """Cells by role of all good rows that are in the test split."""
+def _test_cells(name: str, recipe: Recipe) -> Iterator[tuple[Mapping[str, Any], Path | None]]:
+    """Cells by role of all good rows that are in the test split, and where their relative paths start."""
     task, read = recipe.tasks[name], deque[Rows](maxlen=1)
 
     def kept(blocks: Iterator[Rows]) -> Iterator[Rows]:
@@ -59,17 +60,17 @@ def _test_cells(name: str, recipe: Recipe) -> Iterator[Mapping[str, Any]]:
     streams = {split: RowStream(kept(rows.blocks), rows.total) for split, rows in open_rows(name, task).items()}
     for _, pieces in CheckedRows(name, task, streams, ids=ids_rule(recipe, name, None)).blocks():
         for number in pieces["test"].numbers if "test" in pieces else ():
-            yield read[0].row(number)
+            yield read[0].row(number), read[0].folder
 
 
-def _sendable(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Question:
+def _sendable(row: Mapping[str, Any], folder: Path | None, columns: Mapping[str, str], where: str) -> Question:
     """A row as JSON can say it. Inputs that it lacks are left out."""
     found = {}
     for role, column in columns.items():
         cell = row[role]
         if role in MEDIA and not lacks(cell):
             try:
-                found[column] = base64.b64encode(file_bytes(cell, column, Path())).decode()
+                found[column] = base64.b64encode(file_bytes(cell, column, folder)).decode()
             except BadRow as reason:
                 raise InputError(Problem(f"{where}.{role}", str(reason), "give files", "latency-rows")) from None
         elif not lacks(cell):

@@ -51,9 +51,9 @@ def _picture(task: str, facts: Mapping[str, Any]) -> str:
             at,
             model["p50_ms"],
             model["value"],
-            (model["interval"][0], model["interval"][1]),
             f"{model['name']}: {number(model['value'])} at {model['p50_ms']:.1f} ms",
             "" if model["role"] == "member" else model["name"],
+            interval=(model["interval"][0], model["interval"][1]),
         )
         for at, model in enumerate(facts["models"])
         if None not in (model["value"], *model["interval"])

@@ -115,9 +115,20 @@ def test_bad_rows(made: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture
     assert not out.exists() and list(tmp_path.glob(".*")) == []
     assert command([*args, "--on-bad-row", "skip"]) == 0
     assert [row["short_value"] is None for row in read(out)] == [False, True, False, True]
-    path.write_text('{"text": "good"}\n{"text": \n')
-    assert command([*args, "--on-bad-row", "skip"]) == 2
-    assert "line 2" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_lines_that_are_no_rows(
+    made: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, out = tmp_path / "bad.jsonl", tmp_path / "out.jsonl"
+    path.write_bytes(b'{"text": "good"}\n{"text": \n{"text": ""}\n[1]\n{"text": "\xff"}\n{"text": "bad"}\n')
+    args = ["predict", str(made.path), str(path), "--to", str(out), "--task", "short"]
+    assert command(args) == 2
+    said = capsys.readouterr().err.replace("\n", "")
+    assert all(f"line {number}" in said for number in (2, 4, 5)) and "line 1" not in said and not out.exists()
+    assert command([*args, "--on-bad-row", "skip"]) == 0
+    assert "4 row(s) could not be read" in caplog.text
+    assert [row["short_value"] is None for row in read(out)] == [False, True, True, True, True, False]
 
 
 @pytest.mark.parametrize(
