@@ -62,8 +62,9 @@ COMMANDS = sorted(
 def place(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder as the README's reader has it: the repository's files, data of their own, runs/RUN and runs/OTHER."""
     finished = own_run(tiny)
-    for name in ("recipes", "docs", "launch", "benchmarks"):
+    for name in ("docs", "launch", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")  # `--readme` writes into it
     shutil.copytree(finished.parents[1] / "data", tmp_path / "data")
     write_csv(
         tmp_path / "data" / "new.csv", [{"message": row["message"], "topic": row["topic"]} for row in rows_of("topic")]

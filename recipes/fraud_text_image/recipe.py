@@ -10,7 +10,8 @@ controls hide one half of the cheques.
 """
 
 from lmrecipes.launching import main
-from lmrecipes.recipe import Augment, Batch, ImageAugment, ImageFrontEnd, Model, Recipe, Schedule, Source, Task
+from lmrecipes.recipe import Augment, Batch, ImageAugment, ImageFrontEnd, Mixture, Model, Recipe, Schedule, Source, Task
+from lmrecipes.recipe import Waypoint as At
 
 PICTURE = Augment(image=ImageAugment(shift=1, rotate=2, scale=0.03))
 
@@ -27,6 +28,14 @@ def of(cheques: Source, changed: Augment = PICTURE) -> Recipe:
             "amounts": Task(kind="multi_label", source=amounts, weight=0.35, max_length=24, augment=PICTURE),
             "mails": Task(kind="classification", source=mails, weight=0.05, max_length=64),
         },
+        # Reading comes first: until digits and words are read alike, there is nothing to compare.
+        mixture=Mixture(
+            schedule=(
+                At(at=0.0, weights={"cheques": 0.2, "amounts": 0.75}),
+                At(at=0.25, weights={"cheques": 0.65, "amounts": 0.3}),
+            ),
+            between="linear",
+        ),
         # One patch for each box of a digit: what is read is one position of the trunk, as a word is.
         model=Model(
             pretrained="minilm",
