@@ -19,7 +19,6 @@ from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe_precision import Precision
 from lmrecipes.run_folder import replace_folder
 from lmrecipes.training.engine import Engine
-from lmrecipes.training.saved_state import load_state, save_state
 
 
 @dataclass
@@ -70,7 +69,7 @@ def save_checkpoint(engine: Engine, folder: Path, state: RunState, keep: int) ->
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     engine.barrier()
-    save_state(engine, partial)
+    engine.save(partial)
     engine.barrier()
     if engine.is_main:
         write_json(partial / "state.json", asdict(state))
@@ -121,7 +120,7 @@ def load_checkpoint(engine: Engine, checkpoint: Path) -> RunState:
                 "resume-mismatch",
             )
         )
-    load_state(engine, checkpoint)
+    engine.load(checkpoint)
     return RunState(**json.loads((checkpoint / "state.json").read_text()))
 
 

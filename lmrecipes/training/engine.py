@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ from lmrecipes.training.averaging import WeightAverage
 from lmrecipes.training.optimizers import make_optimizer, offloads_optimizer, parameter_groups
 from lmrecipes.training.processes import Ranks
 from lmrecipes.training.reduction import reduce_in, total_norm
+from lmrecipes.training.saved_state import load_state, save_state
 
 
 @dataclass(frozen=True)
@@ -314,6 +316,14 @@ class Engine(Ranks):
         finally:
             if self.zero_stage == 3:
                 set_hf_deepspeed_config(self.accelerator.state.deepspeed_plugin.dschf)
+
+    def save(self, folder: Path) -> None:
+        """Write the training state into `folder`, see `saved_state`; every rank takes part."""
+        save_state(self, folder)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote; every rank takes part."""
+        load_state(self, folder)
 
     def release(self) -> None:
         """Give up the model and what Accelerate keeps for the process: another engine can start in its place."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from lmrecipes.training.engine import Engine
+if TYPE_CHECKING:
+    from lmrecipes.training.engine import Engine
 
 
 def save_state(engine: Engine, folder: Path) -> None:

@@ -24,8 +24,8 @@ def of(cheques: Source, changed: Augment = PICTURE) -> Recipe:
         name="fraud_text_image",
         description="cheques read as words and picture together, and spam mails: fraud that one modality cannot show",
         tasks={
-            "cheques": Task(kind="classification", source=cheques, weight=0.6, max_length=24, augment=changed),
-            "amounts": Task(kind="multi_label", source=amounts, weight=0.35, max_length=24, augment=PICTURE),
+            "cheques": Task(kind="classification", source=cheques, max_length=24, augment=changed),
+            "amounts": Task(kind="multi_label", source=amounts, max_length=24, augment=PICTURE),
             "mails": Task(kind="classification", source=mails, weight=0.05, max_length=64),
         },
         # Reading comes first: until digits and words are read alike, there is nothing to compare.
@@ -43,8 +43,8 @@ def of(cheques: Source, changed: Augment = PICTURE) -> Recipe:
             freeze=("embeddings.word_embeddings.*",),
             image=ImageFrontEnd(height=16, width=48, channels=1, patch=16),
         ),
-        batch=Batch(examples=128, micro_examples=128),
-        schedule=Schedule(steps=1200),
+        batch=Batch(examples=64, micro_examples=64),
+        schedule=Schedule(steps=2000),
     )
 
 

@@ -53,7 +53,6 @@ def look(case: dict[str, Any], run: Path, again: Path, steps: int) -> tuple[dict
     from lmrecipes.precision import proof
     from lmrecipes.recipe import Recipe
     from lmrecipes.training.loop import Start, Training
-    from lmrecipes.training.saved_state import load_state, save_state
 
     recipe = Recipe.model_validate(case["recipe"])
     decay = recipe.averaging.ema_decay
@@ -94,11 +93,11 @@ def look(case: dict[str, Any], run: Path, again: Path, steps: int) -> tuple[dict
         "trained": sum(tensor.numel() for tensor in average.values()),
         "some": {name: tensor.flatten()[::97].tolist() for name, tensor in inside.items()},
     }
-    save_state(engine, folder := made(engine, again))
+    engine.save(folder := made(engine, again))
     for step in list(training.stream.steps(steps, steps + 2)):
         training.one_step(step)
     on = (weights(engine), [value.clone() for value in engine.average.values])
-    load_state(engine, folder)
+    engine.load(folder)
     training.state.step = steps
     for step in list(training.stream.steps(steps, steps + 2)):
         training.one_step(step)

@@ -58,7 +58,6 @@ def start(case: dict[str, Any], out: Path) -> Any:
 def look(case: dict[str, Any], out: Path) -> dict[str, Any]:
     """What one case gives."""
     from lmrecipes.precision import proof
-    from lmrecipes.training.saved_state import load_state, save_state
 
     training = start(case, out)
     engine, steps = training.engine, [training.stream.step(number) for number in range(3)]
@@ -70,11 +69,11 @@ def look(case: dict[str, Any], out: Path) -> dict[str, Any]:
     if engine.is_main:
         out.mkdir(parents=True, exist_ok=True)
     engine.barrier()
-    save_state(engine, out)
+    engine.save(out)
     engine.barrier()
     said["trained"] = [train(engine, step) for step in steps[1:]]
     said["weights"] = {name: float(tensor.double().sum()) for name, tensor in engine.full_parameters()}
-    load_state(engine, out)
+    engine.load(out)
     said["loaded"] = digest(engine)
     said["poisoned"] = train(engine, steps[1], poison=True)
     engine.micro_step(poisoned(steps[0].micro_batches[0]), last=False)
@@ -86,7 +85,7 @@ def look(case: dict[str, Any], out: Path) -> dict[str, Any]:
     leave()
     if case.get("again"):
         engine = start(case, out).engine
-        load_state(engine, out)
+        engine.load(out)
         said["resumed"] = [train(engine, step) for step in steps[1:]]
         leave()
     return said

@@ -3,8 +3,7 @@
 Two different amounts make four cheques: both texts with both pictures. So the texts of genuine and of fraudulent
 cheques are the same amounts, and so are the pictures: neither alone says anything.
 
-Amounts have one, two or three digits, equally often. To compare is learned from those of one digit within a few
-thousand cheques, and carries over to longer ones; three digits alone show nothing for far longer.
+Amounts have one, two or three digits, equally often: a comparison of one digit is found soon, and carries over.
 """
 
 from __future__ import annotations

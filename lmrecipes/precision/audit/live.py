@@ -23,7 +23,6 @@ from lmrecipes.run_folder import RunFolder
 from lmrecipes.training.checkpoint import find_checkpoint
 from lmrecipes.training.loop import Start, Training
 from lmrecipes.training.losses import weighted
-from lmrecipes.training.saved_state import load_state
 from lmrecipes.training.schedule import learning_rate, rates_beside
 
 AFTER = 8
@@ -130,7 +129,7 @@ def load_weights(training: Training, run: RunFolder) -> tuple[str, int, bool]:
         step, zero = int(manifest["step"]), manifest["fits_to"]["ZeRO stage"]
         name = f"checkpoint {checkpoint.name}"
         if zero == "none" and not _recipe_is_pure(run):
-            load_state(training.engine, checkpoint)
+            training.engine.load(checkpoint)
             return name, step, True
         weights = _saved_weights(checkpoint, zero)
         if weights is not None:
