@@ -26,7 +26,7 @@ def at(precision: Precision) -> Recipe:
         model=Model(pretrained="minilm", max_length=64, freeze=("embeddings.word_embeddings.*",)),
         batch=Batch(examples=64, micro_examples=64),
         optimizer=Optimizer(lr=3e-4),
-        schedule=Schedule(steps=600),
+        schedule=Schedule(steps=300),
         precision=precision,
         latency={"clinic": LatencyBudget(p99_ms=12, requests_per_second=100, loaded_p99_ms=40, margin=0.01)},
     )
