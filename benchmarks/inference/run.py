@@ -24,7 +24,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from pairs import Target, markdown_table, measured_on, targets_table  # noqa: E402
 
-from lmrecipes.data.encode import task_texts  # noqa: E402
+from lmrecipes.data.encode import encode_tasks, task_texts  # noqa: E402
 from lmrecipes.inference.exported import load_exported  # noqa: E402
 from lmrecipes.inference.row_predictor import open_predictor  # noqa: E402
 from lmrecipes.inference.torch_rows import TorchRows  # noqa: E402
@@ -35,6 +35,8 @@ from lmrecipes.tracking.results import write_results_into  # noqa: E402
 PIPELINE = "`transformers` pipeline, fp32"
 WANTED = {"int8, ONNX Runtime": 4.0, "bf16": 1.8}
 """How much faster than the pipeline a single row is to be, at the median."""
+BLOCK = 20
+"""Rows that a side is timed on before the next one's turn."""
 Predict = Callable[[list[str]], NDArray[Any]]
 """Texts -> logits [texts, classes]."""
 
@@ -69,8 +71,10 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     run = open_run(args.run)
-    test = task_texts(recipe_from_yaml(run.recipe))[args.task].splits["test"]
-    texts, classes = test.texts[: args.rows], test.targets[: args.rows]
+    recipe = recipe_from_yaml(run.recipe)
+    test = task_texts(recipe)[args.task].splits["test"]
+    rows = encode_tasks(recipe)[args.task].splits["test"].sample(args.rows, "evaluation")  # those of evaluation.json
+    texts, classes = [test.texts[row] for row in rows.tolist()], test.targets[rows]
     sides = sides_of(run, args.task)
     require_same_logits(sides, texts[:8])
     timed = texts_of(run, texts, args.tokens)
@@ -166,17 +170,20 @@ def texts_of(run: RunFolder, texts: Sequence[str], tokens: int) -> list[str]:
 
 
 def measure(sides: dict[str, Side], texts: list[str], calls: int, batch: int, batches: int) -> None:
-    """All sides in turn on each row, then on each batch; every second time in reverse."""
+    """All sides in turn on `BLOCK` rows, one by one, then on a batch; every second time in reverse. The first row of a
+    block is not timed: it finds the weights of another side in the caches."""
     many = [texts[at % len(texts)] for at in range(batch)]
     for side in sides.values():
         for text in texts[:10]:
             side.predict([text])
         side.predict(many)
-    for number in range(calls):
-        for side in list(sides.values()) if number % 2 else reversed(list(sides.values())):
-            wall, cpu = time.perf_counter(), time.process_time()
-            side.predict([texts[number % len(texts)]])
-            side.single.append((1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)))
+    for first in range(0, calls, BLOCK):
+        for side in list(sides.values()) if first // BLOCK % 2 else reversed(list(sides.values())):
+            side.predict([texts[first % len(texts)]])
+            for number in range(first, min(first + BLOCK, calls)):
+                wall, cpu = time.perf_counter(), time.process_time()
+                side.predict([texts[number % len(texts)]])
+                side.single.append((1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)))
     for number in range(batches):
         for side in list(sides.values()) if number % 2 else reversed(list(sides.values())):
             began = time.perf_counter()

@@ -36,6 +36,8 @@ class TorchRows(BatchedRows):
         super().__init__(_labelled(exported, run), reader, batch or recipe.evaluation.micro_examples)
         self.arithmetic = _arithmetic(exported, precision)
         self.model = self.arithmetic.place(exported.model)
+        if precision != "own":
+            trunk.predict_only()
         if precision == "int8":
             _quantize(self.model.trunk)
         self.bytes = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(self.model))
