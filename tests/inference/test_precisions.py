@@ -29,7 +29,8 @@ def test_fp32_is_the_reference(made: RunFolder, results: list[PrecisionResult]) 
     for result in results:
         assert result.p95_ms >= result.p50_ms > 0 and result.cpu_ms > 0
         for name, task in result.tasks.items():
-            assert task.reference == pytest.approx(scores[name]["metrics"][scores[name]["headline"]], abs=1e-6)
+            # Not to the last bit: single texts go through another kernel of attention, and near ties change places.
+            assert task.reference == pytest.approx(scores[name]["metrics"][scores[name]["headline"]], abs=1e-3)
             assert task.drop == pytest.approx(task.reference - task.value)
             assert task.rows == scores[name]["rows"]
     fp32, bf16, int8 = results
