@@ -13,6 +13,7 @@ from exported_run import copy_of, make_exported_run
 from fake_hub import TOKEN, FakeHub, fake_hub
 
 from lmrecipes.cli import run as command
+from lmrecipes.files import link_or_copy
 from lmrecipes.run_folder import RunFolder
 
 WHOLE = {
@@ -171,10 +172,8 @@ def test_what_the_hub_refuses_is_said_and_the_folder_stays(
 
 
 def test_a_staged_copy_takes_no_room(adapted: RunFolder, tmp_path: Path) -> None:
-    from lmrecipes.publishing.export import _linked
-
     source = adapted.model / "model.safetensors"
-    _linked(str(source), str(tmp_path / "copy"))
+    link_or_copy(str(source), str(tmp_path / "copy"))
     if source.stat().st_dev == tmp_path.stat().st_dev:
         assert source.samefile(tmp_path / "copy")
 
