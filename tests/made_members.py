@@ -24,12 +24,15 @@ STEPS = 12
 def made_members(folder: Path) -> Path:
     """The folder that holds the runs. All evaluate every row of a split."""
     make_model(folder / "model")
-    make_data(folder / "data")
+    files = make_data(folder / "data")
+    rows = [json.loads(line) | {"who": f"w{at // 4}"} for at, line in enumerate(files["long"].read_text().splitlines())]
+    files["long"].write_text("".join(json.dumps(row) + "\n" for row in rows))
     make_gpt(folder / "gpt_model")
     law = make_documents(60, 30, "law")
     (folder / "data" / "law.jsonl").write_text("".join(json.dumps(row) + "\n" for row in law))
     common: dict[str, Any] = {
         "schedule.steps": STEPS, "evaluation.examples": None, "optimizer.lr": 0.003, "mixture": {},
+        "tasks.long.source.group": "who",
     }  # fmt: skip
     cases = [case(name, make_recipe(folder, **common, seed=seed)) for seed, name in enumerate(BERTS)]
     cases[0]["recipe"]["checkpoint"] = {"every": 4, "keep": 3}

@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 import tyro
 
+from lmrecipes.combine.averaging import FOLDS
 from lmrecipes.combine.bootstrap import RESAMPLES
 from lmrecipes.combine.calibration import BINS
 from lmrecipes.combine.members import BATCH
@@ -29,5 +30,6 @@ def test_numbers_and_methods() -> None:
     assert shown == set(get_args(Method))
     assert all(f"| `{method}` |" in TEXT for method in get_args(Method))
     assert f"{RESAMPLES:,} bootstrap draws" in TEXT
+    assert f"{FOLDS} folds" in TEXT
     assert f"{BINS} bins" in TEXT
     assert f"batches of {BATCH}" in TEXT

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ class Combination:
             outputs = [found[task] for found in of_members]
             require_same_rows(task, self.names, outputs)
             values = self.combined(task, [found.values for found in outputs])
-            combined[task] = Outputs(first.rows, values, first.targets)
+            combined[task] = replace(first, values=values)
         return combined
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -51,7 +51,7 @@ def blended(role: Role, blend: Blend, members: Sequence[Candidate]) -> Candidate
     splits = []
     for outputs in ([m.validation for m in members], [m.test for m in members]):
         found = [probabilities(m.spec, said.values) for m, said in zip(members, outputs, strict=True)]
-        splits.append(Outputs(outputs[0].rows, values_of(spec, plain(spec, found)), outputs[0].targets))
+        splits.append(replace(outputs[0], values=values_of(spec, plain(spec, found))))
     speed = sum((m.speed for m in members[1:]), members[0].speed)
     size = sum(m.bytes for m in members)
     return Candidate(role, role, spec, splits[0], splits[1], speed, size, blend.temperature, blend.weights)
@@ -61,7 +61,7 @@ def facts_of(metric: str, candidates: Sequence[Candidate]) -> dict[str, Any]:
     """What is known of the models on a task, JSON-ready; the members come first."""
     members = [at for at, candidate in enumerate(candidates) if candidate.role == "member"]
     sign = -1.0 if lower_is_better(metric) else 1.0
-    resamples = Resamples(len(candidates[0].test.rows))
+    resamples = Resamples.of(len(candidates[0].test.rows), candidates[0].test.groups)
     found = [_Judged(metric, candidate, resamples) for candidate in candidates]
     best = {
         "validation": max(members, key=lambda at: sign * found[at].validation_value),
@@ -74,6 +74,7 @@ def facts_of(metric: str, candidates: Sequence[Candidate]) -> dict[str, Any]:
         "rows": len(candidates[0].test.rows),
         "validation_rows": len(candidates[0].validation.rows),
         "resamples": resamples.draws,
+        "groups": resamples.groups,
         "best": {split: candidates[at].name for split, at in best.items()},
         "disagreement": disagreement([candidates[at] for at in members]),
         "models": [

@@ -60,7 +60,7 @@ class Panel:
             outputs = [one.validation[task] for one in self.said]
             found = [probabilities(own[task], o.values) for own, o in zip(self.specs, outputs, strict=True)]
             for method, fit in FITS.items():
-                fitted[method][task] = fit(self.specs[0][task], found, outputs[0].targets)
+                fitted[method][task] = fit(self.specs[0][task], found, outputs[0].targets, outputs[0].groups)
         return fitted
 
     def alike(self) -> tuple[list[int], list[str]]:

@@ -54,8 +54,8 @@ def notes_of(made: Mapping[str, Any]) -> list[str]:
     tasks = list(made["tasks"].values())
     resamples, kinds = tasks[0]["resamples"], {facts["kind"] for facts in tasks}
     said = [
-        f"Intervals: 95%, {resamples:,} bootstrap draws of the test rows, paired. Best member: on the validation "
-        "split. Loss: negative log-likelihood in nats"
+        f"Intervals: 95%, {resamples:,} bootstrap draws of {_drawn(made['tasks'])}, paired. Best member: on the "
+        "validation split. Loss: negative log-likelihood in nats"
         + (", of regression with the residuals' deviation on the validation split" if "regression" in kinds else "")
         + ". Temperatures and weights are fitted on the validation split. Times are of forward passes on "
         f"{made['threads']} thread(s); a combination computes its members one after the other."
@@ -67,6 +67,13 @@ def notes_of(made: Mapping[str, Any]) -> list[str]:
         if weights is not None:
             said.append(f"Weights of the stack, {task}: {', '.join(f'{weight:.2f}' for weight in weights)}.")
     return said + list(made["notes"])
+
+
+def _drawn(tasks: Mapping[str, Any]) -> str:
+    grouped = [f"{facts['groups']:,} of {task}" for task, facts in tasks.items() if facts["groups"] is not None]
+    if not grouped:
+        return "the test rows"
+    return f"whole groups ({', '.join(grouped)})" + (" and of other tasks' rows" if len(grouped) < len(tasks) else "")
 
 
 def _table(made: Mapping[str, Any], facts: Mapping[str, Any], beside: str, columns: slice) -> Table:

@@ -4,10 +4,11 @@ A task's folder holds, for each split, `<split>.tokens.npy` (int32, all texts en
 [n + 1]), `<split>.targets.npy`; for text pairs `<split>.types.npy` (uint8 segment of each token); for kinds whose loss
 is of tokens `<split>.supervised.npy` (int32 predicted tokens of each text), and for chat `<split>.loss.npy` (uint8,
 whether a token is predicted). Images and clips are in `<split>.image.npy` and `<split>.audio.npy`, where each row's are
-in `<split>.image_rows.npy` and `<split>.audio_rows.npy` (see `MediaArrays`). `meta.json` says the labels and counts.
-The folder is written under a temporary name and renamed: it is complete or absent. Rows stream through: one block is
-read and checked, and its media are decoded on all cores, while the one before is tokenised on all cores and appended
-to the files.
+in `<split>.image_rows.npy` and `<split>.audio_rows.npy` (see `MediaArrays`). Where labelled rows come in groups, those
+of validation and test are in `<split>.groups.npy` (uint64, a hash for each row). `meta.json` says the labels and the
+counts. The folder is written under a temporary name and renamed: it is complete or absent. Rows stream through: one
+block is read and checked, and its media are decoded on all cores, while the one before is tokenised on all cores and
+appended to the files.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from lmrecipes.models.inputs import input_specs, modalities_of
 from lmrecipes.problems import InputError, Problem
 from lmrecipes.recipe import Recipe, Task
 
-ENCODING_VERSION = 4
+ENCODING_VERSION = 5
 """Part of every fingerprint: raise it when other files come of the same input."""
 Tokenizer = Any
 
@@ -207,14 +208,18 @@ def _encoder(checked: CheckedRows, tokenizer: Tokenizer, max_length: int, inputs
 def _write_task(
     folder: Path, name: str, checked: CheckedRows, tokenizer: Tokenizer, max_length: int, inputs: Specs, progress: bool
 ) -> None:
-    kind, paired = checked.task.kind, checked.task.source.text_pair is not None
-    writers = {split: SplitWriter(folder, split, kind, paired, inputs) for split in SPLITS}
+    task, source = checked.task, checked.task.source
+    grouped = source.group is not None and not task.of_tokens
+    writers = {
+        split: SplitWriter(folder, split, task.kind, source.text_pair is not None, inputs, grouped and split != "train")
+        for split in SPLITS
+    }
     duplicates = DuplicateCounter(folder, SPLITS)
     encode = _encoder(checked, tokenizer, max_length, inputs)
 
     def write(pieces: dict[str, Piece]) -> None:
         for split, piece in pieces.items():
-            writers[split].append(encode(split, piece))
+            writers[split].append(encode(split, piece), piece.groups)
             duplicates.add(split, piece.keys)
 
     bar = progress_in_rows(f"encoding {name}", checked.total, progress)

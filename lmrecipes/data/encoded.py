@@ -57,6 +57,12 @@ class EncodedSplit:
         return self._load("types") if self._has("types") else None
 
     @cached_property
+    def groups(self) -> NDArray[np.uint64] | None:
+        """[n]: rows with the same number belong together (`source.group`). None: each stands for itself, or the split
+        is that of training."""
+        return self._load("groups") if self._has("groups") else None
+
+    @cached_property
     def media(self) -> dict[Modality, MediaArrays]:
         """Images and clips. A row's positions are its text's, then its image's, then its clip's; the token of the last
         two is 0."""

@@ -56,13 +56,15 @@ class Piece:
 
     texts: strings, or of a source of ids int32 arrays; None of a row of media without a text. media: images or clips as
     `ReadMedia.values`, None where a row has none. values: a label's value as `LabelReader` gives it, or the spans of a
-    conversation. keys: `text_key` of each row. place(i) tells a person where row i stands.
+    conversation. keys: `text_key` of each row. groups: hash of what is never divided between splits, of each row: its
+    group, or without one its text. place(i) tells a person where row i stands.
     """
 
     texts: list[Any] = field(default_factory=list)
     pairs: list[str] | None = None
     values: list[Any] = field(default_factory=list)
     keys: list[int] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     origin: Place = str
     media: dict[Modality, list[NDArray[Any] | None]] = field(default_factory=dict)
@@ -178,7 +180,8 @@ class CheckedRows:
                 self.bad.add(rows.origin(i), str(reason))
                 continue
             key = text_key(said)
-            home = self._cut(row.get("group"), key) if split in (WHOLE, "train") else split
+            group = _group_key(row.get("group"), key)
+            home = self._cut(group) if split in (WHOLE, "train") else split
             if home not in pieces:
                 pieces[home] = Piece(pairs=None if len(texts) == 1 else [], origin=rows.origin)
                 pieces[home].media = {modality: [] for modality in modalities}
@@ -186,6 +189,7 @@ class CheckedRows:
             piece.texts.append(texts[0])
             piece.values.append(value)
             piece.keys.append(key)
+            piece.groups.append(group)
             piece.numbers.append(i)
             for modality in modalities:
                 piece.media[modality].append(media[modality].values if modality in media else None)
@@ -245,16 +249,21 @@ class CheckedRows:
             raise BadRow(reason)
         return value
 
-    def _cut(self, cell: Any, key: int) -> str:
-        """The split of a row by a hash of its group; without one, of its text whatever the case and spacing."""
-        group = plain(cell)
-        u = (key if missing(group) or group == "" else hash_key("split", str(group))) / 2**64
+    def _cut(self, group: int) -> str:
+        """The split of a row by the hash of its group."""
+        u = group / 2**64
         for split in self.to_cut:
             share = self.task.source.test_fraction if split == "test" else self.task.source.validation_fraction
             if u < share:
                 return split
             u -= share
         return "train"
+
+
+def _group_key(cell: Any, key: int) -> int:
+    """A hash of a row's group; without one, of its text whatever the case and spacing."""
+    group = plain(cell)
+    return key if missing(group) or group == "" else hash_key("split", str(group))
 
 
 def require_text(text: Any, column: str) -> None:

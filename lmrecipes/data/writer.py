@@ -39,9 +39,11 @@ class Tokenised(NamedTuple):
 class SplitWriter:
     """`<split>.tokens.npy`, `.offsets.npy`, `.targets.npy` in `folder`; for pairs `.types.npy`; for kinds whose loss
     is of tokens `.supervised.npy`, and for chat `.loss.npy`; for media `.image.npy` and `.image_rows.npy`, or
-    `.audio.npy` and `.audio_rows.npy`."""
+    `.audio.npy` and `.audio_rows.npy`; where rows come in groups `.groups.npy`."""
 
-    def __init__(self, folder: Path, split: str, kind: TaskKind, paired: bool, inputs: Specs) -> None:
+    def __init__(
+        self, folder: Path, split: str, kind: TaskKind, paired: bool, inputs: Specs, grouped: bool = False
+    ) -> None:
         def file(part: str) -> Path:
             return folder / f"{split}.{part}.npy"
 
@@ -51,13 +53,14 @@ class SplitWriter:
         self._types = GrowingArray(file("types"), np.uint8) if paired else None
         self._loss = GrowingArray(file("loss"), np.uint8) if kind == "chat" else None
         self._supervised = GrowingArray(file("supervised"), np.int32) if kind in TOKEN_KINDS else None
+        self._groups = GrowingArray(file("groups"), np.uint64) if grouped else None
         self._targets = _SetsWriter(file("targets")) if kind == "multi_label" else _ValuesWriter(file("targets"), kind)
         self._media = {modality: _MediaWriter(file, modality, spec) for modality, spec in inputs.items()}
         self._counts = Counter(truncated=0, masked=0, supervised=0)
         self._predicted = Histogram()
 
-    def append(self, texts: Tokenised) -> None:
-        """Some texts."""
+    def append(self, texts: Tokenised, groups: Sequence[int] = ()) -> None:
+        """Some texts, and of each a hash of its group."""
         if self._supervised is not None and len(texts.lengths):
             firsts = np.cumsum(texts.lengths) - texts.lengths
             predicted = np.ones(len(texts.ids), bool) if texts.loss is None else texts.loss > 0
@@ -71,6 +74,8 @@ class SplitWriter:
         for file, part in ((self._types, texts.types), (self._loss, texts.loss)):
             if file is not None and part is not None:
                 file.append(part)
+        if self._groups is not None:
+            self._groups.append(np.array(groups, np.uint64))
         for modality, writer in self._media.items():
             writer.append(*texts.media[modality])
         self._targets.append(texts.values)
@@ -78,7 +83,7 @@ class SplitWriter:
 
     def close(self, final: NDArray[np.int32]) -> dict[str, int]:
         """Finish the files; `final` is `LabelReader.final`. Returns the split's counts, see `EncodedTask`."""
-        for file in (self._tokens, self._offsets, self._types, self._loss, self._supervised):
+        for file in (self._tokens, self._offsets, self._types, self._loss, self._supervised, self._groups):
             if file is not None:
                 file.close()
         for writer in self._media.values():

@@ -176,7 +176,7 @@ def _opener(precision: ServedPrecision) -> Opened:
 
 
 def _against(task: Task, spec: HeadSpec, found: Outputs, reference: Outputs, confidence: float) -> TaskPrecision:
-    metric, draws = task.metric_names[0], Resamples(len(found.rows))
+    metric, draws = task.metric_names[0], Resamples.of(len(found.rows), found.groups)
     sign = 1.0 if lower_is_better(metric) else -1.0
     value, fp32 = (task_metrics((metric,), spec, one.values, found.targets)[metric] for one in (found, reference))
     drawn, drawn_fp32 = (resampled_metric(metric, spec, one.values, found.targets, draws) for one in (found, reference))

@@ -153,7 +153,7 @@ def gain_interval(metric: str, spec: Any, joint: Any, alone: Any) -> tuple[float
 
     if not np.array_equal(joint.rows, alone.rows):
         return None
-    draws = Resamples(len(joint.rows))
+    draws = Resamples.of(len(joint.rows), joint.groups)
     one, other = (resampled_metric(metric, spec, side.values, side.targets, draws) for side in (joint, alone))
     low, high = interval(other - one if lower_is_better(metric) else one - other)
     return (low, high) if np.isfinite([low, high]).all() else None

@@ -18,7 +18,7 @@ HELPS, HURTS, OPEN = "gains", "loses", "undecided"
 """What the others do for a task: its interval is above 0, below, or holds it."""
 METHOD = (
     "Gain: joint less alone, with its sign such that positive is better; interval: 95%, paired bootstrap over the test "
-    "rows, of one seed each: what another seed would change is not in it"
+    "rows or their groups, of one seed each: what another seed would change is not in it"
 )
 
 

@@ -16,7 +16,8 @@ def write_outputs(folder: Path, key: str, outputs: Mapping[str, Outputs]) -> Non
     folder.mkdir(exist_ok=True)
     with written_at_once(folder / key) as made:
         for task, found in outputs.items():
-            np.savez(made / f"{task}.npz", rows=found.rows, values=found.values, targets=found.targets)
+            parts = {name: part for name, part in vars(found).items() if part is not None}
+            np.savez(made / f"{task}.npz", **parts)
 
 
 def read_outputs(folder: Path, key: str) -> dict[str, Outputs]:
@@ -24,5 +25,5 @@ def read_outputs(folder: Path, key: str) -> dict[str, Outputs]:
     found = {}
     for path in sorted((folder / key).glob("*.npz")):
         with np.load(path) as kept:
-            found[path.stem] = Outputs(kept["rows"], kept["values"], kept["targets"])
+            found[path.stem] = Outputs(**kept)
     return found

@@ -45,11 +45,13 @@ class Outputs:
     rows: their numbers in the split, ascending, int64 [n]. values: what `Head.predictions` gives, fp32 [n] or
     [n, outputs]; of tokens fp64 [n, 2], for each text the sum of its tokens' negative log-likelihoods and how many were
     predicted right. targets: as encoded, [n] or [n, labels]; of tokens int64 [n, 2], predicted tokens and their bytes.
+    groups: as `EncodedSplit.groups`, uint64 [n] or None.
     """
 
     rows: NDArray[np.int64]
     values: NDArray[Any]
     targets: NDArray[Any]
+    groups: NDArray[np.uint64] | None = None
 
 
 def evaluate_tasks(
@@ -125,7 +127,7 @@ def _in_order(split: EncodedSplit, spec: HeadSpec, parts: list[tuple[NDArray[np.
     rows = np.concatenate([part[0] for part in parts])
     order = np.argsort(rows)
     rows, values = rows[order], np.concatenate([part[1] for part in parts])[order]
-    return Outputs(rows, values, _targets(split, spec, rows))
+    return Outputs(rows, values, _targets(split, spec, rows), None if split.groups is None else split.groups[rows])
 
 
 def _by_text(tokens: NDArray[Any], counts: NDArray[np.int64]) -> NDArray[np.float64]:

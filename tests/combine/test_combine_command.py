@@ -121,6 +121,9 @@ def test_every_number_is_there(made: dict[str, Any]) -> None:
         assert by_name["average"]["bytes"] == sum(by_name[name]["bytes"] for name in (*BERTS, GPT))
         assert by_name["soup"]["bytes"] == by_name["bert0"]["bytes"]
         assert sum(by_name["stack"]["weights"]) == pytest.approx(1)
+        grouped = task is facts["tasks"]["long"]
+        assert (task["groups"] is not None) == grouped
+        assert not grouped or 1 < task["groups"] < task["rows"], "four rows each"
         apart = np.array(task["disagreement"]["pairs"])
         assert (apart == apart.T).all()
         assert not apart.diagonal().any()
@@ -198,7 +201,9 @@ def test_a_combined_run_is_exported_reported_and_printed(
     members = [str(runs / name) for name in ("bert0", "bert1")]
     assert command(["combine", *members, "--to", str(tmp_path / "printed")]) == 0
     printed = capfd.readouterr().out
-    assert "long: accuracy, 23 rows of the test split" in printed
+    facts = made["average"]["tasks"]["long"]
+    assert f"long: accuracy, {facts['rows']} rows of the test split" in printed
+    assert f"whole groups ({facts['groups']} of long) and of other tasks' rows" in " ".join(printed.split())
     assert all(word in printed for word in ("bert0", "average", "stack", "soup", "temperature"))
     assert command(["audit", str(run)]) == 2
     assert "audit-combined" in capfd.readouterr().err

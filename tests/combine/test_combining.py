@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmrecipes.combine.averaging import average, stack
+from lmrecipes.combine.averaging import _likelihoods, _squares, average, stack
 from lmrecipes.combine.calibration import best_temperature, calibration_error, deviation_of, row_losses
 from lmrecipes.combine.combination import Blend
 from lmrecipes.combine.values import probabilities, scaled, values_of
@@ -135,27 +135,49 @@ def test_a_stack_finds_planted_weights(spec: HeadSpec) -> None:
 
 
 @settings(deadline=None, max_examples=25)
-@given(seed=st.integers(0, 1000), members=st.integers(1, 4), kind=st.sampled_from([CLASSES, LABELS, NUMBERS]))
-def test_a_stack_is_no_worse_where_it_was_fitted(seed: int, members: int, kind: HeadSpec) -> None:
+@given(seed=st.integers(0, 1000), members=st.integers(1, 4), pull=st.sampled_from([0.0, 0.1, 3.0, math.inf]))
+def test_fitted_weights_are_the_best_at_their_pull(seed: int, members: int, pull: float) -> None:
     rng = np.random.default_rng(seed)
-    if kind.kind == "regression":
-        found = [rng.normal(size=40) for _ in range(members)]
-        targets = rng.normal(size=40)
+    given = rng.random((40, members)) + 1e-3
+    errors = rng.normal(size=(40, members))
+
+    def of_likelihoods(weights: np.ndarray) -> float:
+        spread = 0.0 if pull == 0 else pull * np.log(np.maximum(weights, 1e-300)).mean()
+        return float(-np.log(given @ weights).mean() - spread)
+
+    def of_squares(weights: np.ndarray) -> float:
+        spread = 0.0 if pull == 0 else pull * (errors**2).mean() * (weights**2).sum()
+        return float(((errors @ weights) ** 2).mean() + spread)
+
+    equal = np.full(members, 1 / members)
+    for fit, scores, loss in ((_likelihoods, given, of_likelihoods), (_squares, errors, of_squares)):
+        weights = fit(scores, pull)
+        assert weights.min() >= 0
+        assert weights.sum() == pytest.approx(1)
+        if math.isinf(pull):
+            assert weights == pytest.approx(equal)
+            continue
+        for other in [equal, *np.eye(members), *rng.dirichlet(np.ones(members), 20)]:
+            assert loss(weights) <= loss(other) + 1e-4
+
+
+@pytest.mark.parametrize("spec", [CLASSES, LABELS, NUMBERS], ids=["classes", "labels", "numbers"])
+def test_a_member_that_was_lucky_with_a_few_groups_is_not_trusted(spec: HeadSpec) -> None:
+    """Two members that are equally good, of which each is right about half of the groups; by chance one about more."""
+    groups = np.repeat(np.arange(9, dtype=np.uint64), 200)
+    lucky = np.isin(groups, [0, 2, 3, 5, 7])
+    rng = np.random.default_rng(2)
+    if spec.kind == "regression":
+        targets = rng.normal(size=len(groups))
+        noise = 0.1 * rng.normal(size=(2, len(groups)))
+        one, other = targets + noise[0] + np.where(lucky, 0.0, 1.0), targets + noise[1] + np.where(lucky, 1.0, 0.0)
     else:
-        found = [probabilities(kind, rng.normal(size=(40, kind.outputs))) for _ in range(members)]
-        labels = rng.integers(0, 2, (40, kind.outputs))
-        targets = rng.integers(0, 3, 40) if kind.kind == "classification" else labels
-
-    def loss(weights: tuple[float, ...]) -> float:
-        mixed = Blend(weights)(kind, found)
-        squares = float(((mixed - targets) ** 2).mean()) if kind.kind == "regression" else 0.0
-        return squares or float(row_losses(kind, mixed, targets).mean())
-
-    weights = stack(kind, found, targets).weights
-    assert min(weights) >= 0
-    assert sum(weights) == pytest.approx(1)
-    for other in [(1 / members,) * members, *np.eye(members).tolist()]:
-        assert loss(weights) <= loss(tuple(other)) + 1e-4
+        right = probabilities(spec, rng.normal(size=(len(groups), spec.outputs)) * 4)
+        targets = right.argmax(axis=1) if spec.kind == "classification" else (right > 0.5).astype(np.uint8)
+        flat = np.full_like(right, 1 / 3 if spec.kind == "classification" else 0.5)
+        one, other = np.where(lucky[:, None], right, flat), np.where(lucky[:, None], flat, right)
+    assert stack(spec, [one, other], targets, groups).weights == pytest.approx([0.5, 0.5])
+    assert stack(spec, [one, other], targets).weights[0] > 0.52  # rows by themselves would be sure
 
 
 @pytest.mark.parametrize("spec", [CLASSES, LABELS, NUMBERS], ids=["classes", "labels", "numbers"])

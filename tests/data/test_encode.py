@@ -368,6 +368,21 @@ def test_skipped_rows_are_counted(place: Path) -> None:
     assert sum(counts["rows"] for counts in task.counts.values()) == 300
 
 
+def test_rows_of_a_group_have_one_number(place: Path) -> None:
+    whose = [None if i < 20 else f"w{i // 3}" for i in range(300)]
+    rows = [{"text": f"row {i} of many", "label": float(i), "who": who} for i, who in enumerate(whose)]
+    files = jsonl(place / "rows.jsonl", rows)
+    task = encoded(place, **{"tasks.short.source": {"files": files, "group": "who"}})["short"]
+    assert task.train.groups is None, "nothing reads it"
+    for split in (task.splits["validation"], task.splits["test"]):
+        who = [whose[int(label)] or f"alone {label}" for label in split.targets]
+        assert split.groups is not None
+        pairs = set(zip(who, split.groups.tolist(), strict=True))
+        assert len(pairs) == len(set(who)) == len(set(split.groups.tolist()))
+        assert 1 < len(pairs) < len(split)
+    assert encoded(place)["short"].splits["test"].groups is None
+
+
 def test_longer_than_the_model_reads(place: Path) -> None:
     with pytest.raises(InputError) as caught:
         encoded(place, **{"model.max_length": 65, "tasks.long.max_length": 200, "tasks.short.max_length": 64})
