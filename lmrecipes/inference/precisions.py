@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from lmrecipes.combine.combination import specs_of
 from lmrecipes.data.progress import progress_in_rows
 from lmrecipes.files import write_json
 from lmrecipes.inference.int8_graph import model_state
+from lmrecipes.inference.own_rows import test_rows
 from lmrecipes.inference.own_tasks import Opened, outputs_of, tasks_of
 from lmrecipes.inference.row_predictor import Row, RowPredictor, open_predictor
 from lmrecipes.metrics import task_metrics
@@ -27,7 +27,6 @@ from lmrecipes.recipe import Task
 from lmrecipes.recipe_files import recipe_from_yaml
 from lmrecipes.recipe_serving import SERVED, LatencyBudget, ServedPrecision
 from lmrecipes.run_folder import RunFolder, cpu_name
-from lmrecipes.serving.rows import test_rows
 from lmrecipes.tracking.results import lower_is_better
 from lmrecipes.training.evaluation import Outputs, Predict
 
@@ -246,11 +245,4 @@ def _rows(run: RunFolder, tasks: Mapping[str, Task]) -> list[tuple[str, Row]]:
     """Rows of the tasks' test splits in turn, each with the task that it is of."""
     recipe, each = recipe_from_yaml(run.recipe), -(-CALLS // len(tasks))
     by_task = {name: test_rows(recipe, name, each) for name in tasks}
-    found: list[tuple[str, Row]] = []
-    for at in range(each):
-        for name, rows in by_task.items():
-            row = rows[at % len(rows)]
-            media = [getattr(recipe.tasks[name].source, modality) for modality in recipe.tasks[name].source.media]
-            decoded = {column: base64.b64decode(row[column]) for column in media if column in row}
-            found.append((name, {**row, **decoded}))
-    return found
+    return [(name, rows[at % len(rows)]) for at in range(each) for name, rows in by_task.items()]

@@ -117,7 +117,7 @@ def _measured(
 ) -> dict[str, Served]:
     """Accuracy first, with nothing else running; then one service after the other."""
     from lmrecipes.inference.precisions import compare
-    from lmrecipes.serving.rows import questions_of
+    from lmrecipes.serving.requests import questions_of
     from lmrecipes.tracking.progress import terminal
 
     questions = questions_of(recipe, MOST_ROWS)

@@ -54,23 +54,6 @@ class Outputs:
     groups: NDArray[np.uint64] | None = None
 
 
-def evaluate_tasks(
-    tasks: dict[str, EncodedTask],
-    specs: dict[str, HeadSpec],
-    split: str,
-    most: Most,
-    micro_examples: int,
-    predict: Predict,
-    rank: int = 0,
-    world_size: int = 1,
-    gather: Gather = lambda value: [value],
-    moved: Moved = lambda done, total: None,
-) -> Scores:
-    """Metrics of each task on (at most `most` rows of) a split, on every rank."""
-    found = task_outputs(tasks, specs, split, most, micro_examples, predict, rank, world_size, gather, moved)
-    return score_outputs({name: task.task for name, task in tasks.items()}, specs, found)
-
-
 def task_outputs(
     tasks: dict[str, EncodedTask],
     specs: dict[str, HeadSpec],

@@ -13,11 +13,12 @@ from tiny_media import make_media, make_media_recipe
 
 from lmrecipes.cli import run as command
 from lmrecipes.data.encode import encode_tasks
+from lmrecipes.inference import own_rows
 from lmrecipes.inference.own_tasks import outputs_of, tasks_of
 from lmrecipes.inference.row_predictor import RowsRefused, open_predictor
 from lmrecipes.recipe import Recipe
 from lmrecipes.run_folder import RunFolder
-from lmrecipes.serving.rows import test_rows as sendable_rows
+from lmrecipes.serving.requests import questions_of
 from lmrecipes.training.loop import Start, Training
 
 TASKS = ("words", "pictures", "sounds", "both")
@@ -71,17 +72,17 @@ def test_what_a_service_is_sent_gives_the_same(made: RunFolder) -> None:
     recipe, predictor = recipe_from_yaml(made.recipe), open_predictor(made)
     for task in TASKS:
         of_split = len(encode_tasks(recipe)[task].splits["test"])
-        sent = sendable_rows(recipe, task, 100)
-        assert len(sent) == of_split
-        json.dumps(sent)
-        columns = [column for column in ("image", "audio") if column in {key for row in sent for key in row}]
-        held = [{**row, **{c: base64.b64decode(row[c]) for c in columns if c in row}} for row in sent]
+        held = own_rows.test_rows(recipe, task, 100)
+        assert len(held) == of_split
         values = predictor.predict(held, [task])[task]
         wanted = outputs_of(made, tasks_of(made, task))[task].values
         order, other = np.lexsort(values.T), np.lexsort(wanted.T)
         np.testing.assert_allclose(values[order], wanted[other], rtol=1e-4, atol=1e-5)
     with pytest.raises(RowsRefused, match="paths are not read here"):
         predictor.predict([{"image": "0.png"}], ["pictures"])
+    question = json.loads(json.dumps(questions_of(recipe, 1)))[TASKS.index("pictures")]
+    sent = {column: base64.b64decode(cell) for column, cell in question["row"].items()}
+    assert sent == own_rows.test_rows(recipe, "pictures", 1)[0]
 
 
 def test_files_are_named_as_from_the_rows(

@@ -17,12 +17,12 @@ import yaml
 from tiny import make_recipe
 
 from lmrecipes.cli import run as command
+from lmrecipes.inference import own_rows
 from lmrecipes.recipe_files import recipe_from_yaml
 from lmrecipes.run_folder import RunFolder
-from lmrecipes.serving import rows as real
 from lmrecipes.serving.options import ServeOptions
 from lmrecipes.serving.process import get, service
-from lmrecipes.serving.rows import questions_of
+from lmrecipes.serving.requests import questions_of
 
 LOOSE = {"precision": "fp32", "p99_ms": 1e6, "requests_per_second": 20, "loaded_p99_ms": 1e6, "margin": 10.0}
 TIGHT = {"precision": "int8", "p99_ms": 1e-3, "requests_per_second": 5, "loaded_p99_ms": 1e6, "margin": 10.0}
@@ -87,17 +87,17 @@ def test_requests_are_rows_of_the_test_split(finished: RunFolder, tiny: Path) ->
     recipe = recipe_from_yaml(finished.recipe)
     questions = questions_of(recipe, 5)
     assert [question["tasks"] for question in questions[:3]] == [[task] for task in recipe.tasks]
-    everything = real.test_rows(recipe, "long", 1000)
+    everything = own_rows.test_rows(recipe, "long", 1000)
     known = {json.loads(line)["text"] for line in (tiny / "data" / "long.jsonl").read_text().splitlines()}
     assert 0 < len(everything) < 0.3 * len(known)
     assert {row["text"] for row in everything} <= known and all(set(row) == {"text"} for row in everything)
-    assert real.test_rows(recipe, "long", 5) == everything[:5]  # chosen by hash: fewer are the same ones
+    assert own_rows.test_rows(recipe, "long", 5) == everything[:5]  # chosen by hash: fewer are the same ones
 
 
 def test_the_service_answers_as_the_model_does(finished: RunFolder) -> None:
     from lmrecipes.inference.row_predictor import answers, open_predictor
 
-    rows = real.test_rows(recipe_from_yaml(finished.recipe), "long", 3)
+    rows = own_rows.test_rows(recipe_from_yaml(finished.recipe), "long", 3)
     predictor = open_predictor(finished.path, "fp32", 1)
     expected = answers(predictor.specs["long"], predictor.predict(rows, ["long"])["long"], True)
     with service(finished.path, "fp32", ServeOptions()) as port:
