@@ -97,6 +97,8 @@ def ask(run: RunFolder, name: str, tasks: dict[str, Task], most: int | None) -> 
     validation = outputs_of(run, tasks, "validation", most, timed.__getitem__)
     test = outputs_of(run, tasks, "test", most, timed.__getitem__)
     speeds = {}
+    for model in timed.values():
+        model.collect()
     for task in tasks:
         chosen = {task: tasks[task]}
         rows = len(outputs_of(run, chosen, "test", BATCHES * BATCH, timed.__getitem__, BATCH)[task].rows)

@@ -17,17 +17,17 @@ HEADERS = (
     "ms a row of 32", "MB",
 )  # fmt: skip
 WIDE = 170
-"""Columns of a terminal that has room for intervals beside numbers; else they stand below."""
-NARROW = 150
-"""With fewer, a table is cut in two: accuracy and loss, then calibration and cost."""
+"""Columns of a terminal that has room for a whole table."""
+PARTS = (slice(0, 2), slice(2, 5), slice(5, None))
+"""With fewer it is cut: accuracy, loss, then calibration and cost."""
 
 
 def print_combination(made: Mapping[str, Any], console: Console) -> None:
     """The tables of a combination's facts, its notes, and where it lies."""
     for task, facts in made["tasks"].items():
         console.print(task_title(task, facts), markup=False, highlight=False)
-        for columns in (slice(0, 5), slice(5, None)) if console.width < NARROW else (slice(None),):
-            console.print(_table(made, facts, "\n" if console.width < WIDE else " ", columns))
+        for columns in PARTS if console.width < WIDE else (slice(None),):
+            console.print(_table(made, facts, columns))
         if said := disagreement_of(facts):
             console.print(said, style="dim", markup=False, highlight=False)
         console.print()
@@ -76,31 +76,31 @@ def _drawn(tasks: Mapping[str, Any]) -> str:
     return f"whole groups ({', '.join(grouped)})" + (" and of other tasks' rows" if len(grouped) < len(tasks) else "")
 
 
-def _table(made: Mapping[str, Any], facts: Mapping[str, Any], beside: str, columns: slice) -> Table:
+def _table(made: Mapping[str, Any], facts: Mapping[str, Any], columns: slice) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("model", overflow="fold")
     for header in (words(facts["metric"]), *HEADERS)[columns]:
-        table.add_column(header, justify="right")
+        table.add_column(header, justify="right", no_wrap=True)
     for model in facts["models"]:
         name = Text(model["name"])
         if model["role"] == made["method"]:
             name.stylize("bold")
         elif model["name"] == facts["best"]["validation"]:
             name.append(" (best)", style="dim")
-        table.add_row(name, *cells_of(model, beside)[columns])
+        table.add_row(name, *cells_of(model)[columns])
     return table
 
 
-def cells_of(model: Mapping[str, Any], beside: str = " ") -> list[str]:
-    """A model's numbers in the order of the table's columns. beside: what stands between a number and its interval."""
+def cells_of(model: Mapping[str, Any]) -> list[str]:
+    """A model's numbers in the order of the table's columns."""
     against, loss, error = model["against"]["validation"], model["loss"], model["calibration_error"]
     temperature, alone = model["temperature"], model["role"] == "member"
     return [
-        f"{number(model['value'])}{beside}{_between(model['interval'])}",
-        "" if alone else f"{_signed(against['value'])}{beside}{_between(against['interval'], '+')}",
+        f"{number(model['value'])} {_between(model['interval'])}",
+        "" if alone else f"{_signed(against['value'])} {_between(against['interval'], '+')}",
         number(loss["before"]),
         number(loss["after"]),
-        "" if alone else f"{_signed(against['loss'])}{beside}{_between(against['loss_interval'], '+')}",
+        "" if alone else f"{_signed(against['loss'])} {_between(against['loss_interval'], '+')}",
         number(error["before"]),
         number(error["after"]),
         "" if temperature is None else f"{temperature:.2f}",

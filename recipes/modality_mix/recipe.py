@@ -46,19 +46,19 @@ def recipe() -> Recipe:
         name="modality_mix",
         description="text, images and audio in one trunk: five tasks, of which two are regressions",
         tasks={
-            "valence": Task(kind="regression", source=text("vader_valence"), weight=0.22),
-            "icd10": Task(kind="classification", source=text("icd10_chapter"), weight=0.26),
+            "valence": Task(kind="regression", source=text("vader_valence"), weight=0.18),
+            "icd10": Task(kind="classification", source=text("icd10_chapter"), weight=0.24),
             "spoken_digits": Task(
-                kind="classification", source=audio("spoken_digits"), weight=0.22, augment=SPEECH,
+                kind="classification", source=audio("spoken_digits"), weight=0.32, augment=SPEECH,
                 learning_rate_factor=5, rates=Rates(decay="cosine"),
             ),
             "speaking_rate": Task(
-                kind="regression", source=audio("speaking_rate"), weight=0.05, loss_factor=0.5, learning_rate_factor=5,
+                kind="regression", source=audio("speaking_rate"), weight=0.06, loss_factor=0.5, learning_rate_factor=5,
                 augment=Augment(audio=AudioAugment(gain_db=6, pitch=0.15)),
             ),
             "digit_images": Task(
                 kind="classification", source=Source(offline="digit_images", group="group", image="image"),
-                weight=0.25, loss="binary_cross_entropy", augment=SCAN, learning_rate_factor=5,
+                weight=0.20, loss="binary_cross_entropy", augment=SCAN, learning_rate_factor=5,
             ),
         },
         model=Model(
@@ -70,7 +70,7 @@ def recipe() -> Recipe:
         ),
         batch=Batch(examples=128, micro_examples=128),
         optimizer=Optimizer(lr=3e-4),
-        schedule=Schedule(steps=600),
+        schedule=Schedule(steps=1300),
     )  # fmt: skip
 
 

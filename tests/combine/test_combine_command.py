@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from tiny import make_recipe
 from lmrecipes.cli import run as command
 from lmrecipes.combine.checkpoints import weights_in
 from lmrecipes.combine.combination import Combination, require_same_rows
+from lmrecipes.combine.members import ask
 from lmrecipes.combine.soup import greedy, write_soup
 from lmrecipes.combine.values import probabilities
 from lmrecipes.inference.own_tasks import evaluate_run, outputs_of, tasks_of
@@ -96,6 +100,18 @@ def test_a_combined_run_evaluates_to_what_was_printed(runs: Path, made: dict[str
             assert of_task["metric"] == written["tasks"][task]["headline"]
             value = said_of(of_task, method)["value"]
             assert value == pytest.approx(written["tasks"][task]["metrics"][of_task["metric"]], abs=1e-6)
+
+
+def test_times_are_of_the_tasks_own_calls(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count()
+    ticking = SimpleNamespace(perf_counter=lambda: float(next(clock)))
+    monkeypatch.setattr("lmrecipes.combine.members.time", ticking)
+    run = open_run(runs / "bert0")
+    said = ask(run, "bert0", tasks_of(run), None)
+    for task, speed in said.speeds.items():
+        rows = len(said.test[task].rows)
+        assert speed.p50_ms == 1000, "every call takes a second"
+        assert speed.ms_per_row == pytest.approx(1000 * math.ceil(rows / 32) / rows)
 
 
 def test_every_number_is_there(made: dict[str, Any]) -> None:
