@@ -22,7 +22,8 @@ class ReportOptions:
     to: Path | None = None
     """The page. None: report.html in the first run's folder."""
     readme: Path | None = None
-    """Also write the first run's results table between the markers `<!-- results -->` of this README."""
+    """Also write the first run's results table between the markers `<!-- results -->` of this README; and between
+    `<!-- alone -->`, where it has them, what each task reaches alone."""
 
 
 def report(options: ReportOptions) -> Path:
@@ -30,13 +31,16 @@ def report(options: ReportOptions) -> Path:
     if not options.runs:
         what, fix = "no RUN given", "write `lmrecipes report RUN [RUN ...]`"
         raise InputError(Problem("lmrecipes report", what, fix, "argument-missing"))
+    from lmrecipes.studies.gains import markdown_alone
     from lmrecipes.tracking.report import write_report
-    from lmrecipes.tracking.results import write_results_into
+    from lmrecipes.tracking.results import has_place, write_results_into
 
     runs = [open_run(run) for run in options.runs]
     page = write_report([run.path for run in runs], options.to or runs[0].report)
     if options.readme is not None:
         write_results_into(options.readme, _results(runs[0]))
+        if runs[0].alone.is_file() and has_place(options.readme, "alone"):
+            write_results_into(options.readme, markdown_alone(_read(runs[0].alone)), "alone")
     return page
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmrecipes.combine.show import notes_of
-from lmrecipes.tracking.results import hardware, number, words
+from lmrecipes.tracking.results import hardware, markdown_row, number, words
 
 
 def markdown_combination(made: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
@@ -27,12 +27,12 @@ def _table(made: Mapping[str, Any], heads: Mapping[str, str], cell: Any) -> str:
     tasks = made["tasks"]
     first = next(iter(tasks.values()))["models"]
     headers = ["model", *(f"`{task}` {head}" for task, head in heads.items()), "ms, 1 row", "MB"]
-    lines = [_row(headers), "|-|" + "-:|" * (len(headers) - 1)]
+    lines = [markdown_row(headers), "|-|" + "-:|" * (len(headers) - 1)]
     for at, model in enumerate(first):
         found = [facts["models"][at] for facts in tasks.values()]
         milliseconds = sum(one["p50_ms"] for one in found) / len(found)
         name = f"**{model['name']}**" if model["role"] == made["method"] else model["name"]
-        lines.append(_row([name, *map(cell, found), f"{milliseconds:.1f}", f"{model['bytes'] / 1e6:.0f}"]))
+        lines.append(markdown_row([name, *map(cell, found), f"{milliseconds:.1f}", f"{model['bytes'] / 1e6:.0f}"]))
     return "\n".join(lines)
 
 
@@ -51,7 +51,3 @@ def _gain(model: Mapping[str, Any], what: str, interval: str) -> str:
     against = model["against"]["validation"]
     low, high = against[interval]
     return f" ({against[what]:+.3f} [{low:+.3f}, {high:+.3f}])"
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -15,7 +15,7 @@ from lmrecipes.publishing.usage import usage, usage_of_mlp
 from lmrecipes.recipe import TOKEN_KINDS
 from lmrecipes.recipe_inputs import MEDIA
 from lmrecipes.run_folder import RunFolder
-from lmrecipes.tracking.results import duration, hardware, markdown_results, number, words
+from lmrecipes.tracking.results import duration, hardware, markdown_results, markdown_row, number, words
 from lmrecipes.tracking.run_record import RunRecord, read_run
 
 README = "README.md"
@@ -117,7 +117,7 @@ def _data(record: RunRecord) -> str:
     """The mixture as it was drawn, from the last line of metrics; without one, nothing."""
     last = record.metrics[-1] if record.metrics else {}
     heads = ["task", "source", "rows", "examples", "epochs", "tokens", f"share of {words(record.unit)}"]
-    lines = [_row(heads), "|-|-|" + "-:|" * (len(heads) - 2)]
+    lines = [markdown_row(heads), "|-|-|" + "-:|" * (len(heads) - 2)]
     for name, task in record.tasks.items():
         examples, rows = last.get(f"examples/{name}"), (record.mixture.get(name) or {}).get("rows")
         if examples is None:
@@ -125,7 +125,8 @@ def _data(record: RunRecord) -> str:
         epochs = f"{examples / rows:.2f}" if rows else ""
         share = f"{last.get(f'share/{name}') or 0:.1%}"
         counts = [f"{value:,.0f}" if value is not None else "" for value in (rows, examples)]
-        lines.append(_row([f"`{name}`", _source(task), *counts, epochs, f"{last[f'tokens/{name}']:,.0f}", share]))
+        tokens = f"{last[f'tokens/{name}']:,.0f}"
+        lines.append(markdown_row([f"`{name}`", _source(task), *counts, epochs, tokens, share]))
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
 
@@ -206,7 +207,3 @@ def _reads(exported: Mapping[str, Any]) -> list[str]:
     inputs = " and ".join("images" if modality == "image" else modality for modality in exported.get("inputs", {}))
     how = "`lmrecipes.inference.exported.load_exported(folder)` loads it whole, with the front ends"
     return [f"`transformers` loads its trunk, which reads texts; for {inputs} {how}."] if inputs else []
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

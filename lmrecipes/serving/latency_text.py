@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lmrecipes.tracking.results import number, words
+from lmrecipes.tracking.results import markdown_row, number, words
 
 Content = Mapping[str, Any]
 """The content of `latency.json`."""
@@ -38,7 +38,7 @@ def _row(precision: str, found: Content, content: Content) -> list[str]:
 def markdown_latency(content: Content) -> str:
     """The table for a README, and a line that says how it was measured."""
     heads, rows = cells_of(content)
-    lines = ["| " + " | ".join(cells) + " |" for cells in (heads, ["-", *["-:"] * (len(heads) - 1)], *rows)]
+    lines = map(markdown_row, (heads, ["-", *["-:"] * (len(heads) - 1)], *rows))
     budgets = "".join(f" Budget `{name}`: {in_words(of['budget'])}." for name, of in content["budgets"].items())
     return "\n".join(lines) + f"\n\n{tested(content)}{budgets}\n"
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lmrecipes.tracking.results import duration, number, words
+from lmrecipes.tracking.results import duration, markdown_row, number, words
 
 HELPS, HURTS, OPEN = "gains", "loses", "undecided"
 """What the others do for a task: its interval is above 0, below, or holds it."""
@@ -71,6 +71,21 @@ def print_alone(content: Mapping[str, Any], written: Path) -> None:
         if one["failed"]:
             console.print(Text(f"{task} alone failed: {one['failed']}"), style="red", soft_wrap=True)
     Console(soft_wrap=True).print(f"written to {written}", markup=False, highlight=False)
+
+
+def markdown_alone(content: Mapping[str, Any]) -> str:
+    """The comparison as a Markdown table, and what it means. content: that of `alone.json`."""
+    lines = [
+        markdown_row(["task", "metric", "joint", "alone", "gain", "95% interval", ""]),
+        "|" + "-|" * 2 + "-:|" * 4 + "-|",
+    ]
+    for task, one in content["tasks"].items():
+        said = "failed" if one["failed"] else one["verdict"]
+        numbers = [number(one["joint"]), number(one["alone"]), signed(one["gain"]), interval_words(one["interval"])]
+        lines.append(markdown_row([f"`{task}`", words(one["metric"]), *numbers, said]))
+    seconds = content["seconds"]
+    times = f"Trained for {duration(seconds['joint'])} jointly, {duration(seconds['alone'])} alone, each task on as "
+    return "\n".join(lines) + f"\n\n{times}many examples as it saw among the others. {content['method']}.\n"
 
 
 def signed(value: float | None) -> str:

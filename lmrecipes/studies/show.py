@@ -13,7 +13,7 @@ from rich.text import Text
 
 from lmrecipes.recipe import Recipe
 from lmrecipes.studies.record import CLASSES, Row, Spread, headlines
-from lmrecipes.tracking.results import hardware, number, words
+from lmrecipes.tracking.results import hardware, markdown_row, number, words
 
 MISSING = number(None)
 NARROW = {
@@ -100,7 +100,7 @@ def markdown(recipe: Recipe, rows: Sequence[Row], environment: Mapping[str, Any]
     parts = []
     for heads, *lines in (results_cells(rows), costs_cells(rows)):
         table = [heads, ["-", *("-:" for _ in heads[1:])], *lines]
-        parts.append("\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in table))
+        parts.append("\n".join(map(markdown_row, table)))
     said = [f"{recipe.name}, {recipe.schedule.steps:,} steps", *notes(rows, environment)]
     return "\n\n".join([*parts, " ".join(f"{note.rstrip('.')}." for note in said)]) + "\n"
 

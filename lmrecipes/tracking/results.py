@@ -121,14 +121,14 @@ def markdown_results(evaluation: Evaluation, environment: Mapping[str, Any] | No
     """
     baselines = baselines_of(evaluation)
     headers = ["task", "kind", "metric", "this run", *(baseline.title for baseline in baselines), "rows"]
-    lines = [_row(headers), "|" + "-|" * 3 + "-:|" * (len(headers) - 3)]
+    lines = [markdown_row(headers), "|" + "-|" * 3 + "-:|" * (len(headers) - 3)]
     for result in results_of(evaluation):
         values = [
             f"**{number(value)}**" if at == result.best else number(value)
             for at, value in enumerate((result.ours, *result.baselines))
         ]
         rows = "" if result.rows is None else f"{result.rows:,}"
-        lines.append(_row([f"`{result.task}`", words(result.kind), words(result.metric), *values, rows]))
+        lines.append(markdown_row([f"`{result.task}`", words(result.kind), words(result.metric), *values, rows]))
     notes = [_title(evaluation), hardware(environment or {}), _origins(baselines)]
     return "\n".join(lines) + "\n\n" + " ".join(f"{note}." for note in notes if note) + "\n"
 
@@ -140,6 +140,11 @@ def write_results_into(readme: Path, text: str, name: str = "results") -> None:
     """
     before, after = place_in(readme, name)
     write_text_atomically(readme, f"{before}\n{text.strip()}\n{after}")
+
+
+def has_place(readme: Path, name: str) -> bool:
+    """Whether a README has a place for the text `name`."""
+    return readme.is_file() and f"<!-- {name} -->" in readme.read_text(encoding="utf-8")
 
 
 def place_in(readme: Path, name: str) -> tuple[str, str]:
@@ -196,5 +201,6 @@ def _origins(baselines: list[Baseline]) -> str:
     return "; ".join(f"{one.title}{note}: {one.origin}" for one, note in zip(baselines, notes, strict=True))
 
 
-def _row(cells: list[str]) -> str:
+def markdown_row(cells: list[str]) -> str:
+    """A row of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

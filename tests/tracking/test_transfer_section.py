@@ -9,6 +9,8 @@ import pytest
 from made_up_run import KINDS, WEIGHTS, make_run, noise
 
 from lmrecipes.files import write_json
+from lmrecipes.problems import InputError
+from lmrecipes.report import ReportOptions, report
 from lmrecipes.tracking.report import write_report
 from lmrecipes.tracking.run_record import read_run
 from lmrecipes.tracking.transfer_section import curves, heat_map, transfer
@@ -90,6 +92,23 @@ def test_curves_follow_each_pair_and_begin_with_a_full_window() -> None:
     (line,) = (line for line in chart.lines if line.name == "valence, party")
     assert line.x[0] == 25 and line.x[-1] == 200 and max(line.y) < 0
     assert curves(TASKS, measured(make_cosines(4)), 4) is None
+
+
+def test_a_readme_gets_the_comparison_where_it_has_a_place(run: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    places = "<!-- results -->\n<!-- /results -->\n"
+    for text in (places, places + "<!-- alone -->\nold\n<!-- /alone -->\n"):
+        readme.write_text(text)
+        report(ReportOptions((run,), None, readme))
+        assert "old" not in readme.read_text()
+        assert ("| `icd10` | accuracy | 0.810 | 0.830 | -0.020 | -0.030 to -0.010 | loses |" in readme.read_text()) == (
+            "alone" in text
+        )
+    assert "| `party` | accuracy | 0.810 |" in readme.read_text() and "| failed |" in readme.read_text()
+    assert "Trained for 1 min 40 s jointly, 2 min 13 s alone" in readme.read_text()
+    readme.write_text(places + "<!-- alone -->\n")
+    with pytest.raises(InputError, match="needs one <!-- alone --> and after it one"):
+        report(ReportOptions((run,), None, readme))
 
 
 def test_the_page_shows_both(run: Path) -> None:
