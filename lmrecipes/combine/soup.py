@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from filecmp import cmp
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from torch import Tensor
 from lmrecipes.combine.combination import is_combination
 from lmrecipes.files import write_json
 from lmrecipes.problems import InputError, Problem, listing
+from lmrecipes.recipe import Recipe
 
 WEIGHTS = "*.safetensors"
 NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
@@ -63,6 +64,20 @@ def require_soup(folders: Sequence[Path], names: Sequence[str], tasks: Sequence[
             problems.append(Problem(name, f"not the architecture of {names[0]}: {why}", fix, "soup-architecture"))
     if problems:
         raise InputError(problems)
+
+
+def different_starts(recipes: Mapping[str, Recipe]) -> str | None:
+    """A note, where models of these recipes, by name, did not start from the same weights: these lie in different
+    valleys, and their mean in none (arXiv 1912.05671). None where they did."""
+    starts: dict[str, list[str]] = {}
+    for name, recipe in recipes.items():
+        model = recipe.model
+        start = f"random weights of seed {recipe.seed}" if model.from_scratch else model.pretrained
+        starts.setdefault(start, []).append(name)
+    if len(starts) < 2:
+        return None
+    said = "; ".join(f"{listing(names)} from {start}" for start, names in starts.items())
+    return f"the soup's members did not start from the same weights, so it may be worse than each: {said}"
 
 
 def write_soup(folders: Sequence[Path], to: Path, tasks: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from lmrecipes.combine.measures import facts_of
 from lmrecipes.combine.members import ask
 from lmrecipes.combine.options import CombineOptions, check_options
 from lmrecipes.combine.panel import FITS, Panel
-from lmrecipes.combine.soup import require_soup
+from lmrecipes.combine.soup import different_starts, require_soup
 from lmrecipes.combine.written import combined_recipe, results, write_blended_model, write_run
 from lmrecipes.files import sync_folder
 from lmrecipes.recipe_files import recipe_from_yaml
@@ -53,6 +53,9 @@ def _combine(options: CombineOptions, runs: list[RunFolder], scratch: Path) -> d
         alike, notes = panel.alike()
     if options.weights == "greedy":
         alike = panel.greedy(scratch)
+    recipes = {panel.names[at]: recipe_from_yaml(runs[at].recipe) for at in alike}
+    if (apart := different_starts(recipes)) is not None:
+        notes.append(apart)
     blends = {} if method == "checkpoints" else panel.blends()
     called = "checkpoints" if method == "checkpoints" else "soup"
     soup = ask(panel.soup(alike, scratch / "soup"), called, panel.tasks, panel.most) if alike else None

@@ -1,7 +1,7 @@
 """Several models become one: three BERTs and a GPT on the same tasks, their average, stack and soup, and a student.
 
 The members differ in the order of their data, and one of them in kind; the BERTs start from the same weights, so that
-their weights can be averaged too: their rate ends above 0, because an average of weights still in motion gains more. The
+their weights can be averaged too. Their rate ends above 0: an average of weights that still move gains more. The
 student is a BERT like they are, and learns from what the three say of its rows beside the labels.
 
     ./launch/ensemble                        all of it, about twenty minutes on two CPU cores; goes on where it stopped

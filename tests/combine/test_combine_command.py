@@ -21,7 +21,7 @@ from lmrecipes.cli import run as command
 from lmrecipes.combine.checkpoints import weights_in
 from lmrecipes.combine.combination import Combination, require_same_rows
 from lmrecipes.combine.members import ask
-from lmrecipes.combine.soup import greedy, write_soup
+from lmrecipes.combine.soup import different_starts, greedy, write_soup
 from lmrecipes.combine.values import probabilities
 from lmrecipes.inference.own_tasks import evaluate_run, outputs_of, tasks_of
 from lmrecipes.planning.launch_pair import launch_pair
@@ -164,6 +164,19 @@ def test_a_soup_of_equal_models_is_the_model(runs: Path, tmp_path: Path) -> None
     write_soup([runs / "bert0" / "model"] * 3, tmp_path / "model", TASKS)
     same = weights(runs / "bert0")
     assert all(torch.equal(tensor, same[name]) for name, tensor in weights(tmp_path).items())
+
+
+def test_members_of_a_soup_that_did_not_start_alike_are_named(tiny: Path) -> None:
+    def of(seed: int, pretrained: str, **model: str) -> Recipe:
+        return Recipe.model_validate(make_recipe(tiny, seed=seed, model={"pretrained": pretrained, **model}))
+
+    random = {"initialization": "scratch"}
+    assert different_starts({"one": of(1, "minilm"), "two": of(2, "minilm")}) is None
+    assert different_starts({"one": of(1, "minilm", **random), "two": of(1, "minilm", **random)}) is None
+    scratch = different_starts({"one": of(1, "minilm", **random), "two": of(2, "minilm", **random)}) or ""
+    assert "one from random weights of seed 1; two from random weights of seed 2" in scratch
+    mixed = different_starts({"one": of(1, "minilm"), "two": of(2, "other"), "three": of(3, "minilm")}) or ""
+    assert "one, three from minilm; two from other" in mixed
 
 
 def test_a_greedy_soup_is_never_worse_than_its_best_member() -> None:
