@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
+from scipy.optimize import minimize, nnls
 
 from lmrecipes.combine.bootstrap import homes_of
 from lmrecipes.combine.calibration import best_temperature
@@ -26,8 +26,7 @@ from lmrecipes.data.permutation import hash_key, hash_uniform
 from lmrecipes.models.heads import HeadSpec
 
 CLOSE = 1e-9
-"""Fitting ends where a round of it lowers the loss by less, in nats."""
-ROUNDS = 20_000
+"""Fitting ends where a step of it lowers the loss by less, in nats."""
 PULLS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, math.inf)
 """Towards equal weights: how many rows, as a share of the held-out ones, each member would have to explain alike."""
 FOLDS = 10
@@ -114,22 +113,24 @@ def _scores(spec: HeadSpec, members: Sequence[Floats], targets: NDArray[Any]) ->
 
 
 def _likelihoods(given: Floats, pull: float) -> Floats:
-    """argmax over the simplex of mean(log(given @ weights)) + pull x mean(log(weights)), which is concave:
-    expectation-maximisation from equal weights, whose prior is a symmetric Dirichlet distribution. Every round raises
-    it; equal members keep equal weights."""
+    """argmax over the simplex of mean(log(given @ weights)) + pull x mean(log(weights)), which is concave; the second
+    part is the logarithm of a symmetric Dirichlet prior. By sequential least squares from equal weights, so that equal
+    members keep equal ones."""
     members = given.shape[1]
-    weights = np.full(members, 1.0 / members)
-    if math.isinf(pull):
-        return weights
+    equal = np.full(members, 1.0 / members)
+    if math.isinf(pull) or members == 1:
+        return equal
     given = np.maximum(given, LEAST)
-    before = -np.inf
-    for _ in range(ROUNDS):
+
+    def loss(weights: Floats) -> tuple[float, Floats]:
         mixed = given @ weights
-        reached = float(np.log(mixed).mean() + (pull * np.log(weights).mean() if pull else 0.0))
-        if reached - before < CLOSE:
-            break
-        before = reached
-        weights = (weights * (given / mixed[:, None]).mean(axis=0) + pull / members) / (1.0 + pull)
+        slope = (given / mixed[:, None]).mean(axis=0) + pull / members / weights
+        return float(-np.log(mixed).mean() - pull * np.log(weights).mean()), -slope
+
+    whole = {"type": "eq", "fun": lambda weights: weights.sum() - 1.0, "jac": np.ones_like}
+    bounds = [(LEAST, 1.0)] * members
+    found = minimize(loss, equal, jac=True, method="SLSQP", bounds=bounds, constraints=whole, options={"ftol": CLOSE})
+    weights = np.where(found.x < CLOSE, 0.0, found.x)
     return np.asarray(weights / weights.sum())
 
 
