@@ -29,13 +29,14 @@ def combination(runs: Sequence[RunRecord]) -> str:
 
 
 def _task(made: Mapping[str, Any], task: str, facts: Mapping[str, Any]) -> str:
-    heads = "".join(f"<th class=n>{escape(head)}</th>" for head in (words(facts["metric"]), *HEADERS))
+    heads = "".join(f'<th class="n tight">{escape(head)}</th>' for head in (words(facts["metric"]), *HEADERS))
     rows = []
     for at, model in enumerate(facts["models"]):
         name = escape(model["name"])
         name = f"<b>{name}</b>" if model["role"] == made["method"] else name
         best = " <small>best</small>" if model["name"] == facts["best"]["validation"] else ""
-        cells = "".join(f"<td class=n>{escape(cell)}</td>" for cell in cells_of(model))
+        parted = (cell.partition("[") for cell in cells_of(model))
+        cells = "".join(f"<td class=n>{value}<small>{escape(one + ends)}</small></td>" for value, one, ends in parted)
         rows.append(f"<tr><th>{disc(at)}{name}{best}</th>{cells}</tr>")
     said = disagreement_of(facts)
     note = f'<p class="note">{escape(said)}</p>' if said else ""
@@ -46,13 +47,18 @@ def _task(made: Mapping[str, Any], task: str, facts: Mapping[str, Any]) -> str:
 
 def _picture(task: str, facts: Mapping[str, Any]) -> str:
     """The headline metric against latency; intervals as lines."""
+    names: dict[tuple[float, float], list[str]] = {}
+    """Of the combinations that are drawn at one place."""
+    for model in facts["models"]:
+        if model["role"] != "member":
+            names.setdefault((model["p50_ms"], model["value"]), []).append(model["name"])
     points = [
         Point(
             at,
             model["p50_ms"],
             model["value"],
             f"{model['name']}: {number(model['value'])} at {model['p50_ms']:.1f} ms",
-            "" if model["role"] == "member" else model["name"],
+            ", ".join(names.pop((model["p50_ms"], model["value"]), ())) if model["role"] != "member" else "",
             interval=(model["interval"][0], model["interval"][1]),
         )
         for at, model in enumerate(facts["models"])

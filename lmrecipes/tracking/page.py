@@ -33,7 +33,7 @@ th, td { text-align: left; padding: 0.5rem 0.7rem; border-bottom: 1px solid var(
 thead th { color: var(--muted); font-weight: 500; font-size: 0.85rem; line-height: 1.3; vertical-align: bottom; }
 tbody tr:last-child > * { border-bottom: 0; } td.n, th.n { text-align: right; } td.n { white-space: nowrap; }
 tbody th { font-weight: 600; white-space: nowrap; }
-th.n { min-width: 6.2rem; } td small, th small { color: var(--muted); font-weight: 400;
+th.n { min-width: 6.2rem; } th.tight { min-width: 0; } td small, th small { color: var(--muted); font-weight: 400;
   font-size: 0.8rem; display: block; } td .up { color: var(--good); } td .down { color: var(--bad); }
 td.long { min-width: 200px; } td.best { font-weight: 680; }
 .key { display: inline-block; width: 0.7em; height: 0.7em; border-radius: 50%; margin-right: 0.45em;
