@@ -231,14 +231,14 @@ def test_ensemble_makes_what_is_not_finished(ready: Path) -> None:
     done = run(ready, "launch/ensemble", "of")
     assert done.returncode == 0, done.stderr
     together = "lmrecipes combine of/bert-1 of/bert-2 of/bert-3"
+    student = "--student ensemble --student --model.pretrained 'of/soup/model'"
     assert calls(ready)[before:] == [
         "lmrecipes assets fetch smollm2",
         "lmrecipes train ensemble --seed 2 --run-folder of/bert-2 --resume",
         "lmrecipes train ensemble --seed 3 --run-folder of/bert-3",
         "lmrecipes train ensemble --gpt --run-folder of/gpt",
-        f"{together} --method average --to of/teacher",
-        f"{together} of/gpt --method distil --teacher of/teacher --student ensemble --student --control"
-        " --to of/student",
+        f"{together} --method soup --to of/soup",
+        f"{together} of/gpt --method distil {student} --control --to of/student",
     ]
     assert "of/bert-1 is finished" in done.stdout
     assert not (ready / "of/bert-3/recipe.yaml").exists()

@@ -13,13 +13,14 @@ from lmrecipes.combine.combination import Blend, require_same_rows, specs_of
 from lmrecipes.combine.measures import Candidate, blended, member
 from lmrecipes.combine.members import Said, ask, shared_tasks
 from lmrecipes.combine.options import Method
-from lmrecipes.combine.soup import difference, greedy, write_soup
+from lmrecipes.combine.soup import difference, different_starts, greedy, write_soup
 from lmrecipes.combine.values import probabilities
 from lmrecipes.combine.written import write_member
 from lmrecipes.inference.own_tasks import outputs_of
 from lmrecipes.metrics import mean_loss
 from lmrecipes.models.heads import HeadSpec
 from lmrecipes.recipe import Task
+from lmrecipes.recipe_files import recipe_from_yaml
 from lmrecipes.run_folder import RunFolder
 from lmrecipes.training.evaluation import Outputs
 
@@ -77,7 +78,12 @@ class Panel:
         if len(largest) == 1:
             return [], [f"no soup: {self._apart(largest[0], self.runs[others[0]])}"]
         why = [f"the soup is without {self.names[at]}: {self._apart(largest[0], self.runs[at])}" for at in others]
-        return largest, why
+        return largest, why + self.starts(largest)
+
+    def starts(self, members: Sequence[int]) -> list[str]:
+        """A note where the weights of these did not start alike."""
+        note = different_starts({self.names[at]: recipe_from_yaml(self.runs[at].recipe) for at in members})
+        return [] if note is None else [note]
 
     def _apart(self, at: int, run: RunFolder) -> str | None:
         return difference(self.runs[at].model, run.model, list(self.tasks))

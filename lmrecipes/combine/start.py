@@ -16,7 +16,7 @@ from lmrecipes.combine.measures import facts_of
 from lmrecipes.combine.members import ask
 from lmrecipes.combine.options import CombineOptions, check_options
 from lmrecipes.combine.panel import FITS, Panel
-from lmrecipes.combine.soup import different_starts, require_soup
+from lmrecipes.combine.soup import require_soup
 from lmrecipes.combine.written import combined_recipe, results, write_blended_model, write_run
 from lmrecipes.files import sync_folder
 from lmrecipes.recipe_files import recipe_from_yaml
@@ -47,15 +47,13 @@ def _combine(options: CombineOptions, runs: list[RunFolder], scratch: Path) -> d
         runs = [runs[0], *checkpoint_runs(runs[0], options.last, scratch)]
     panel = Panel.ask(runs, of_weights, first.evaluation.examples)
     if of_weights:
-        alike, notes = list(range(len(runs))), list[str]()
+        alike = list(range(len(runs)))
+        notes = panel.starts(alike)
         require_soup([run.model for run in runs], panel.names, list(panel.tasks))
     else:
         alike, notes = panel.alike()
     if options.weights == "greedy":
         alike = panel.greedy(scratch)
-    recipes = {panel.names[at]: recipe_from_yaml(runs[at].recipe) for at in alike}
-    if (apart := different_starts(recipes)) is not None:
-        notes.append(apart)
     blends = {} if method == "checkpoints" else panel.blends()
     called = "checkpoints" if method == "checkpoints" else "soup"
     soup = ask(panel.soup(alike, scratch / "soup"), called, panel.tasks, panel.most) if alike else None

@@ -149,18 +149,19 @@ def _ask(
     rows: Mapping[str, NDArray[np.int64]],
     folders: Mapping[str, Path],
 ) -> None:
-    """Let the teacher answer, and add what it says to the cache."""
+    """Let the teacher answer task by task, and add what it says of each to the cache: an interruption loses one."""
     count, began = sum(map(len, rows.values())), time.perf_counter()
     log.info(f"teacher {teacher.path.name}: asked about {count:,} training rows of {listing(list(rows))}")
-    as_encoded = {name: task.task.model_copy(update={"labels": task.labels or None}) for name, task in tasks.items()}
-    chosen = {name: Chosen(rows[name], len(task.train)) for name, task in tasks.items()}
-    try:
-        said = outputs_of(teacher, as_encoded, "train", chosen)
-    except InputError as error:
-        raise InputError([replace(problem, where=f"{FIELD}: {problem.where}") for problem in error.problems]) from None
-    for name, outputs in said.items():
-        _require_same_rows(recipe, name, outputs, tasks[name])
-        _write(folders[name], outputs)
+    for name, task in tasks.items():
+        as_encoded = task.task.model_copy(update={"labels": task.labels or None})
+        chosen = Chosen(rows[name], len(task.train))
+        try:
+            said = outputs_of(teacher, {name: as_encoded}, "train", {name: chosen})[name]
+        except InputError as error:
+            problems = [replace(problem, where=f"{FIELD}: {problem.where}") for problem in error.problems]
+            raise InputError(problems) from None
+        _require_same_rows(recipe, name, said, task)
+        _write(folders[name], said)
     log.info(f"teacher {teacher.path.name}: answered in {time.perf_counter() - began:.0f} s")
 
 
