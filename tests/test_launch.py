@@ -238,7 +238,8 @@ def test_ensemble_makes_what_is_not_finished(ready: Path) -> None:
         "lmrecipes train ensemble --seed 3 --run-folder of/bert-3",
         "lmrecipes train ensemble --gpt --run-folder of/gpt",
         f"{together} --method soup --to of/soup",
-        f"{together} of/gpt --method distil {student} --control --to of/student",
+        f"{together} --method average --to of/teacher",
+        f"{together} of/gpt --method distil --teacher of/teacher {student} --control --to of/student",
     ]
     assert "of/bert-1 is finished" in done.stdout
     assert not (ready / "of/bert-3/recipe.yaml").exists()

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from lmrecipes.combine.combination import specs_of
-from lmrecipes.combine.measures import facts_of, member
+from lmrecipes.combine.measures import Role, facts_of, member
 from lmrecipes.combine.members import ask
 from lmrecipes.combine.options import CombineOptions
 from lmrecipes.combine.panel import Panel
@@ -112,11 +112,17 @@ def _compared(
     if alike:
         with TemporaryDirectory(dir=student.path, prefix=".soup-") as scratch:
             soup = ask(panel.soup(alike, Path(scratch) / "soup"), "soup", panel.tasks, panel.most)
-    students = [(ask(run, name, panel.tasks, panel.most), specs_of(run.model)) for name, run in beside.items()]
+    shown: list[tuple[Role, str, RunFolder]] = [("distil", name, run) for name, run in beside.items()]
+    known = dict(zip([run.path.resolve() for run in runs], panel.names, strict=True))
+    known[student.path.resolve() / "teacher"] = "average"
+    taught_by = known.get(teacher.path.resolve(), "teacher")
+    if taught_by == "teacher":
+        shown = [("teacher", "teacher", teacher), *shown]
+    others = [(role, ask(run, name, panel.tasks, panel.most), specs_of(run.model)) for role, name, run in shown]
     facts = {}
     for task, given in panel.tasks.items():
         candidates = panel.candidates(task, blends, soup, "distil")
-        candidates += [member(said, task, own[task], "distil") for said, own in students]
+        candidates += [member(said, task, own[task], role) for role, said, own in others]
         facts[task] = facts_of(given.metric_names[0], candidates)
     made = {
         "run": student.path.resolve().name,
@@ -124,6 +130,7 @@ def _compared(
         "method": "distil",
         "of": panel.names,
         "teacher": str(teacher.path),
+        "taught_by": taught_by,
         "weights": None,
         "soup_of": [panel.names[at] for at in alike],
         "notes": [f"not combined, {left}" for left in panel.left_out] + notes,

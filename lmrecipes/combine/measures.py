@@ -20,7 +20,7 @@ from lmrecipes.models.heads import HeadSpec
 from lmrecipes.tracking.results import lower_is_better
 from lmrecipes.training.evaluation import Outputs
 
-Role = Method | Literal["member"]
+Role = Method | Literal["member", "teacher"]
 
 
 @dataclass(frozen=True)

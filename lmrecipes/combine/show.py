@@ -66,7 +66,20 @@ def notes_of(made: Mapping[str, Any]) -> list[str]:
         weights = next((model["weights"] for model in facts["models"] if model["role"] == "stack"), None)
         if weights is not None:
             said.append(f"Weights of the stack, {task}: {', '.join(f'{weight:.2f}' for weight in weights)}.")
-    return said + list(made["notes"])
+    return said + _kept(made) + list(made["notes"])
+
+
+def _kept(made: Mapping[str, Any]) -> list[str]:
+    """How much of what its teacher has more than the best member a student has, too."""
+    if "taught_by" not in made:
+        return []
+    found = []
+    for task, facts in made["tasks"].items():
+        by_name = {model["name"]: model["against"]["validation"]["value"] for model in facts["models"]}
+        taught, student = by_name[made["taught_by"]], by_name["student"]
+        gains = taught < 0 if facts["lower_is_better"] else taught > 0
+        found.append(f"{student / taught:.0%} ({task})" if gains else f"it has none ({task})")
+    return [f"Share of the teacher's gain over the best member that the student has: {', '.join(found)}."]
 
 
 def _drawn(tasks: Mapping[str, Any]) -> str:

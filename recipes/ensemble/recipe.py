@@ -2,9 +2,9 @@
 
 The members differ in the order of their data, and one of them in kind; the BERTs start from the same weights, so that
 their weights can be averaged too. Their rate ends above 0: an average of weights that still move gains more. The
-student starts from that average, and learns from what all four say of its rows beside the labels.
+student starts from that average, and learns from what the three together say of its rows beside the labels.
 
-    ./launch/ensemble                        all of it, about forty minutes on two CPU cores; goes on where it stopped
+    ./launch/ensemble                        all of it, about half an hour on two CPU cores; goes on where it stopped
     lmrecipes train ensemble --seed 1        one BERT
     lmrecipes train ensemble --gpt           the GPT
     lmrecipes combine RUN RUN RUN RUN --method distil --student "ensemble --student" --control
@@ -50,7 +50,7 @@ def gpt() -> Recipe:
 
 def student() -> Recipe:
     """A BERT that learns from a teacher: --distillation.teacher RUN; from where another stands: --model.pretrained."""
-    learning = {"schedule": Schedule(steps=600), "distillation": Distillation(weight=0.8, temperature=2)}
+    learning = {"schedule": Schedule(steps=450), "distillation": Distillation(weight=0.7, temperature=2)}
     return recipe().model_copy(update=learning)
 
 

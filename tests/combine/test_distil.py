@@ -20,6 +20,7 @@ from lmrecipes.combine import members
 from lmrecipes.combine.distil import distil, trained
 from lmrecipes.combine.markdown import markdown_combination
 from lmrecipes.combine.options import CombineOptions, check_options
+from lmrecipes.combine.show import notes_of
 from lmrecipes.files import write_json
 from lmrecipes.flags import parse
 from lmrecipes.launcher import TrainOptions
@@ -103,9 +104,37 @@ def test_one_run_teaches_itself_and_another_may_be_named(place: Path, trainings:
     made = distil(alone)
     assert trainings[-1][2] == str(place / "one")
     assert [model["name"] for model in made["tasks"]["long"]["models"]] == ["one", "student"]
-    distil(options(place, teacher=place / "two", to=place / "named"))
+    assert "that the student has: it has none (short), it has none (long)" in notes_of(made)[1]
+    made = distil(options(place, teacher=place / "two", to=place / "named"))
     assert trainings[-1][4] == str(place / "two")
+    assert made["taught_by"] == "two"
     assert not (place / "named" / "teacher").exists()
+
+
+def test_a_teacher_that_is_none_of_the_members_is_shown(place: Path, tiny: Path, trainings: list[list[str]]) -> None:
+    plant(place / "three", tiny)
+    made = distil(options(place, teacher=place / "three"))
+    names = [model["name"] for model in made["tasks"]["long"]["models"]]
+    assert names == ["one", "two", "average", "stack", "soup", "teacher", "student"]
+    assert made["taught_by"] == "teacher"
+
+
+@pytest.mark.parametrize(
+    ("lower_is_better", "of_teacher", "of_student", "said"),
+    [(False, 0.02, 0.018, "90% (a)"), (True, -0.5, -0.6, "120% (a)"), (True, 0.1, -1.0, "it has none (a)")],
+)
+def test_the_share_of_the_gain_that_is_kept(
+    lower_is_better: bool, of_teacher: float, of_student: float, said: str
+) -> None:
+    gains = {"one": 0.0, "teacher": of_teacher, "student": of_student}
+    models = [{"name": n, "role": "member", "against": {"validation": {"value": g}}} for n, g in gains.items()]
+    facts = {
+        "models": models, "lower_is_better": lower_is_better, "groups": None, "resamples": 9, "kind": "classification"
+    }  # fmt: skip
+    made = {"tasks": {"a": facts}, "threads": 1, "soup_of": [], "notes": [], "taught_by": "teacher"}
+    assert notes_of(made)[-1] == f"Share of the teacher's gain over the best member that the student has: {said}."
+    del made["taught_by"]
+    assert len(notes_of(made)) == 1
 
 
 def test_an_interrupted_student_is_gone_on_with(place: Path, trainings: list[list[str]]) -> None:
