@@ -12,6 +12,7 @@ its own arithmetic. *Pure*: weights, gradients and optimizer states in bf16.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -334,6 +335,9 @@ class Engine(Ranks):
         AcceleratorState._reset_state(reset_partial_state=True)
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Give up the model and leave the process group: its threads must not outlive the interpreter, which calls
+        `std::terminate` where an engine that is still held keeps them."""
+        self.release()
+        gc.collect()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -57,7 +57,6 @@ def measure(
         try:
             return _measured(training, run, steps, after, rows, moved)
         finally:
-            training.engine.release()
             training.engine.close()
 
 
