@@ -85,18 +85,19 @@ def run_process(file: RecipeFile, args: Sequence[str]) -> int:
 
     start = Start(deepspeed[1] if deepspeed else None, options.run_folder, options.resume, options.until)
     training = Training(recipe, start)
+    is_main = training.engine.is_main
     try:
         result = training.fit()
     except Interrupted as stop:
-        if training.engine.is_main:
+        if is_main:
             _say(f"{stop}. Go on with --resume --run-folder {training.run.path}")
         training.engine.barrier()  # a launcher ends the other ranks once one has ended
         return 128 + stop.number
     finally:
         training.engine.close()
-    if training.engine.is_main and not result:
+    if is_main and not result:
         _say(f"stopped after step {training.state.step}. Go on with --resume --run-folder {training.run.path}")
-    elif training.engine.is_main:
+    elif is_main:
         from lmrecipes.results import finish_run
 
         finish_run(training.run, file)
