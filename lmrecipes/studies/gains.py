@@ -51,14 +51,14 @@ def print_alone(content: Mapping[str, Any], written: Path) -> None:
     """The comparison for people."""
     console = Console(highlight=False)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for head in ("task", "metric", "joint", "alone", "gain", "95% interval", "", "examples", "s"):
-        table.add_column(head, justify="left" if head in ("task", "metric", "") else "right")
+    for head in ("task", "metric", "joint", "alone", "gain", "95% interval", ""):
+        table.add_column(head, justify="left" if head in ("task", "metric", "") else "right", no_wrap=head != "task")
     for task, one in content["tasks"].items():
         colour = {HELPS: "green", HURTS: "red"}.get(one["verdict"], "dim")
         said = Text("failed" if one["failed"] else one["verdict"], style="red" if one["failed"] else colour)
         table.add_row(
             Text(task), words(one["metric"]), number(one["joint"]), number(one["alone"]), signed(one["gain"]),
-            interval_words(one["interval"]), said, f"{one['examples_joint']:,}", f"{one['seconds']:.0f}",
+            interval_words(one["interval"]), said,
         )  # fmt: skip
     console.print("each task among the others (joint) and alone, test split")
     console.print(table)
