@@ -17,10 +17,9 @@ def markdown_combination(made: Mapping[str, Any], environment: Mapping[str, Any]
     metrics = {task: words(facts["metric"]) for task, facts in tasks.items()}
     losses = dict.fromkeys(tasks, "loss")
     best = ", ".join(f"{facts['best']['validation']} (`{task}`)" for task, facts in tasks.items())
-    notes = [f"Best member: {best}.", *notes_of(made), f"Measured on {hardware(environment)}."]
-    return "\n\n".join(
-        [_table(made, metrics, _metric), _table(made, losses, _loss), " ".join(notes)],
-    )
+    notes = [f"Best member: {best}", *notes_of(made), f"Measured on {hardware(environment)}"]
+    said = " ".join(f"{note.rstrip('.')}." for note in notes)
+    return "\n\n".join([_table(made, metrics, _metric), _table(made, losses, _loss), said])
 
 
 def _table(made: Mapping[str, Any], heads: Mapping[str, str], cell: Any) -> str:
