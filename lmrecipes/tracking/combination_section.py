@@ -35,8 +35,7 @@ def _task(made: Mapping[str, Any], task: str, facts: Mapping[str, Any]) -> str:
         name = escape(model["name"])
         name = f"<b>{name}</b>" if model["role"] == made["method"] else name
         best = " <small>best</small>" if model["name"] == facts["best"]["validation"] else ""
-        parted = (cell.partition("[") for cell in cells_of(model))
-        cells = "".join(f"<td class=n>{value}<small>{escape(one + ends)}</small></td>" for value, one, ends in parted)
+        cells = "".join(f"<td class=n>{_above(*cell.partition('['))}</td>" for cell in cells_of(model))
         rows.append(f"<tr><th>{disc(at)}{name}{best}</th>{cells}</tr>")
     said = disagreement_of(facts)
     note = f'<p class="note">{escape(said)}</p>' if said else ""
@@ -45,10 +44,14 @@ def _task(made: Mapping[str, Any], task: str, facts: Mapping[str, Any]) -> str:
     )
 
 
+def _above(value: str, bracket: str, ends: str) -> str:
+    """A number, and below it its interval."""
+    return f"{escape(value)}<small>{escape(bracket + ends)}</small>"
+
+
 def _picture(task: str, facts: Mapping[str, Any]) -> str:
     """The headline metric against latency; intervals as lines."""
-    names: dict[tuple[float, float], list[str]] = {}
-    """Of the combinations that are drawn at one place."""
+    names: dict[tuple[float, float], list[str]] = {}  # of the combinations that are drawn at one place
     for model in facts["models"]:
         if model["role"] != "member":
             names.setdefault((model["p50_ms"], model["value"]), []).append(model["name"])
