@@ -64,10 +64,10 @@ class Piece:
     pairs: list[str] | None = None
     values: list[Any] = field(default_factory=list)
     keys: list[int] = field(default_factory=list)
-    groups: list[int] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     origin: Place = str
     media: dict[Modality, list[NDArray[Any] | None]] = field(default_factory=dict)
+    groups: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.texts)
