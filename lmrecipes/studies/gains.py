@@ -22,6 +22,9 @@ METHOD = (
 )
 
 
+HEADS = ("task", "metric", "joint", "alone", "gain", "95% interval", "")
+
+
 @dataclass(frozen=True)
 class Comparison:
     """One task, in the run with the others (joint) and alone. gain: how much better its headline metric is in the run;
@@ -51,15 +54,12 @@ def print_alone(content: Mapping[str, Any], written: Path) -> None:
     """The comparison for people."""
     console = Console(highlight=False)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for head in ("task", "metric", "joint", "alone", "gain", "95% interval", ""):
+    for head in HEADS:
         table.add_column(head, justify="left" if head in ("task", "metric", "") else "right", no_wrap=head != "task")
     for task, one in content["tasks"].items():
         colour = {HELPS: "green", HURTS: "red"}.get(one["verdict"], "dim")
-        said = Text("failed" if one["failed"] else one["verdict"], style="red" if one["failed"] else colour)
-        table.add_row(
-            Text(task), words(one["metric"]), number(one["joint"]), number(one["alone"]), signed(one["gain"]),
-            interval_words(one["interval"]), said,
-        )  # fmt: skip
+        *cells, said = _cells(one)
+        table.add_row(Text(task), *cells, Text(said, style="red" if one["failed"] else colour))
     console.print("each task among the others (joint) and alone, test split")
     console.print(table)
     seconds = content["seconds"]
@@ -76,16 +76,19 @@ def print_alone(content: Mapping[str, Any], written: Path) -> None:
 def markdown_alone(content: Mapping[str, Any]) -> str:
     """The comparison as a Markdown table, and what it means. content: that of `alone.json`."""
     lines = [
-        markdown_row(["task", "metric", "joint", "alone", "gain", "95% interval", ""]),
+        markdown_row([*HEADS]),
         "|" + "-|" * 2 + "-:|" * 4 + "-|",
+        *(markdown_row([f"`{task}`", *_cells(one)]) for task, one in content["tasks"].items()),
     ]
-    for task, one in content["tasks"].items():
-        said = "failed" if one["failed"] else one["verdict"]
-        numbers = [number(one["joint"]), number(one["alone"]), signed(one["gain"]), interval_words(one["interval"])]
-        lines.append(markdown_row([f"`{task}`", words(one["metric"]), *numbers, said]))
     seconds = content["seconds"]
     times = f"Trained for {duration(seconds['joint'])} jointly, {duration(seconds['alone'])} alone, each task on as "
     return "\n".join(lines) + f"\n\n{times}many examples as it saw among the others. {content['method']}.\n"
+
+
+def _cells(one: Mapping[str, Any]) -> list[str]:
+    """A task's row below `HEADS`, without its name."""
+    numbers = [number(one["joint"]), number(one["alone"]), signed(one["gain"]), interval_words(one["interval"])]
+    return [words(one["metric"]), *numbers, "failed" if one["failed"] else one["verdict"]]
 
 
 def signed(value: float | None) -> str:
